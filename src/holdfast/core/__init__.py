@@ -1,0 +1,1 @@
+"""Nouns every floor shares: errors, estimates, findings, exhibits, seeds, progress, intervals."""

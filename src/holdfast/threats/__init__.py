@@ -1,0 +1,1 @@
+"""Threats: what may be perturbed, and by how much."""
