@@ -23,7 +23,7 @@ class Scale(StrEnum):
 
 @dataclass(frozen=True)
 class Paper:
-    """`key` names the paper everywhere; `builds` are import paths of the public objects; `claim` is in our own words."""
+    """`key` names the paper everywhere; `builds` are import paths of public objects; `claim` is in our own words."""
 
     key: str
     group: Group

@@ -1,0 +1,1 @@
+"""Papers of the group `inputs`: catalogue entries and their checks."""

@@ -1,0 +1,1 @@
+"""Papers of the group `noise`: catalogue entries and their checks."""

@@ -1,0 +1,1 @@
+"""Papers of the group `optim`: catalogue entries and their checks."""
