@@ -18,6 +18,9 @@ class Finding:
 
     `probe` and `name` make its key (`adversarial.accuracy`), which `--fail-if`, `compare` and `assert_holds` use.
     `sentence` is plain English with the number in it; `remedies` are names `holdfast harden` knows.
+    `column` names the column of the probe's evidence whose mean over examples is the estimate, so that `compare` can
+    pair two runs example by example; a column with further dimensions stands for its mean over them, NaN for "does
+    not apply here".
     """
 
     probe: str
@@ -28,6 +31,7 @@ class Finding:
     direction: Direction = "higher is better"
     remedies: tuple[str, ...] = ()
     headline: bool = False
+    column: str | None = None
 
     @property
     def key(self) -> str:
@@ -44,6 +48,7 @@ class Finding:
             "direction": self.direction,
             "remedies": list(self.remedies),
             "headline": self.headline,
+            "column": self.column,
         }
 
     @classmethod
@@ -57,6 +62,7 @@ class Finding:
             direction=data["direction"],
             remedies=tuple(data["remedies"]),
             headline=bool(data["headline"]),
+            column=data.get("column"),
         )
 
 
@@ -89,7 +95,7 @@ class Section:
     doubts: tuple[Doubt, ...] = ()
     method: str = ""
     advice: str = ""
-    status: Literal["complete", "partial", "skipped"] = "complete"
+    status: Literal["complete", "partial", "skipped", "failed"] = "complete"
     examined: int = 0
     available: int = 0
     seconds: float = field(default=0.0, compare=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,6 +11,9 @@ from torch import Tensor
 
 #: Lowest and highest valid input value: floats, or tensors that broadcast against one example.  None: unbounded.
 Valid = tuple[float | Tensor, float | Tensor] | None
+
+# `typing.Self` would say the same, but beartype cannot check it on single methods, as the tests' import hook does.
+AnyThreat = TypeVar("AnyThreat", bound="Threat")
 
 
 class Threat(ABC):
@@ -26,7 +29,7 @@ class Threat(ABC):
         """Size of the set, in the unit `describe` names."""
 
     @abstractmethod
-    def scaled(self, radius: float) -> Self:
+    def scaled(self: AnyThreat, radius: float) -> AnyThreat:
         """The same family with another radius."""
 
     @abstractmethod
