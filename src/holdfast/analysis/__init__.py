@@ -1,1 +1,1 @@
-""""""
+"""Methods for the analyst: conformal inference, intervals."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -75,6 +75,7 @@ class Settings:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Probe(Protocol):
     """One question about one kind of perturbation.
 

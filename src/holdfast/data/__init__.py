@@ -1,1 +1,1 @@
-""""""
+"""Methods for the training set: duplicates, intrinsic dimension."""

@@ -1,1 +1,1 @@
-""""""
+"""Methods for shifts of the world around the model."""

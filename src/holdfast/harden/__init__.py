@@ -1,1 +1,1 @@
-""""""
+"""Remedies: a subject in, a hardened subject out."""

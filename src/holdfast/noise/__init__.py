@@ -1,1 +1,1 @@
-""""""
+"""Score models, diffusion and denoising."""

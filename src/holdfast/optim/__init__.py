@@ -1,1 +1,1 @@
-""""""
+"""First-order methods that torch does not have."""

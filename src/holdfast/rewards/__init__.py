@@ -1,1 +1,1 @@
-""""""
+"""Methods for the objective: reinforcement learning, bandits, preferences."""

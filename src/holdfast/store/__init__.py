@@ -1,1 +1,1 @@
-""""""
+"""Where evidence lives: run folders of atomic files."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from holdfast.core.errors import InputError
 Modality = Literal["image", "tabular", "other"]
 
 
+@runtime_checkable
 class Inputs(Protocol):
     """Examples that can be taken by position.  `take` gives float32 in the units the model is fed."""
 

@@ -1,1 +1,1 @@
-""""""
+"""Methods that move the parameters: quantisation, weight noise."""
