@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -48,7 +47,7 @@ class Display:
     began: float = field(default_factory=time.monotonic)
     _live: Live | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Display:
         if self.console.is_terminal:
             self._live = Live(get_renderable=self._table, console=self.console, refresh_per_second=6, transient=False)
             self._live.start()
