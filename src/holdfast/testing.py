@@ -35,13 +35,14 @@ def assert_holds(
 ) -> Finding:
     """Assert that `condition` ("adversarial.accuracy >= 0.4") holds for every number in the finding's interval.
 
-    Only the probe that the condition names is run.  `threat` is text as for `--threat`; `options` go to `holdfast.audit.audit`.
+    Only the probe that the condition names is run.  `threat` is text as for `--threat`; `options` go to
+    `holdfast.audit.audit`.
     Returns the finding.
 
     Raises
     ------
-    AssertionError when the condition is false, or when the evidence leaves it undecided (the message says which bound, and what
-    would decide it); InputError when the condition cannot be read or its probe does not apply to the subject.
+    AssertionError when the condition is false, or when the evidence leaves it undecided (the message says what would
+    decide it); InputError when the condition cannot be read or its probe does not apply to the subject.
     """
     wanted = Condition.parse(condition)
     settings = Settings(threat=parse(threat) if threat else None, seed=seed, level=level, precision=precision)
@@ -63,7 +64,7 @@ def assert_holds(
         raise AssertionError(f"{wanted} does not hold: measured {finding.estimate}. {finding.sentence}")
     if truth == "undecided":
         raise AssertionError(
-            f"{wanted} is not shown: measured {finding.estimate} from {run.sections[0].examined} examples, and {wanted.number:g} "
-            "lies inside the interval; examine more examples (limit, minutes, precision) or claim less"
+            f"{wanted} is not shown: measured {finding.estimate} from {run.sections[0].examined} examples, and "
+            f"{wanted.number:g} lies inside the interval; examine more (limit, minutes, precision) or claim less"
         )
     return finding

@@ -19,6 +19,7 @@ from holdfast.subject.data import ArrayInputs, Data
 from holdfast.subject.subject import Access, Subject
 
 EXAMPLES = 240
+NEEDS = Needs()
 
 
 def toy_subject(examples=EXAMPLES, shift=0.0):
@@ -46,7 +47,7 @@ class ToyProbe:
     name: str = "toy"
     question: str = "Is it right after a random move?"
     perturbs: str = "inputs"
-    needs: Needs = Needs()
+    needs: Needs = NEEDS
     shard_size: int = 16
     delay: float = 0.0
     prepared: ClassVar[int] = 0

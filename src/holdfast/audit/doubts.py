@@ -31,7 +31,8 @@ def general_doubts(subject: Subject, clean: Mapping[str, np.ndarray]) -> list[Do
         doubts.append(
             Doubt(
                 "classes without examples",
-                f"No examined example has the label {named}, so nothing here speaks about {'it' if len(absent) == 1 else 'them'}.",
+                f"No examined example has the label {named}, so nothing here speaks about "
+                f"{'it' if len(absent) == 1 else 'them'}.",
                 advice="Add test examples of these classes, or raise --limit.",
             )
         )

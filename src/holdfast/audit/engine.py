@@ -1,9 +1,9 @@
 """The audit: probes over a subject, evidence first, ready to stop at any moment.
 
-Examples are looked at in one random order shared by all probes.  Evidence is written shard by shard; the probe that has used
-least time goes next, so that every interval shrinks from the start.  The run ends when every probe has seen all examples or
-reached the wanted precision, when the time is up, or on Ctrl-C - and what it says then is valid, because probes report
-anytime-valid intervals.
+Examples are looked at in one random order shared by all probes.  Evidence is written shard by shard; the probe that has
+used least time goes next, so that every interval shrinks from the start.  The run ends when every probe has seen all
+examples or reached the wanted precision, when the time is up, or on Ctrl-C - and what it says then is valid, because
+probes report anytime-valid intervals.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Gates: conditions on findings, decided by the interval and not by the point.
 
-`--fail-if "adversarial.accuracy < 0.4"` passes only when the whole interval rules the condition out, so a gate never passes by
-luck; what decided is said.
+`--fail-if "adversarial.accuracy < 0.4"` passes only when the whole interval rules the condition out, so a gate never
+passes by luck; what decided is said.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Verdict:
 
 
 def decide(conditions: Iterable[Condition], findings: Iterable[Finding]) -> list[Verdict]:
-    """One verdict a condition: passed when the interval rules the condition out.  A finding that was not measured does not pass."""
+    """One verdict a condition: passed when the interval rules it out.  What was not measured does not pass."""
     known = {finding.key: finding for finding in findings}
     verdicts = []
     for condition in conditions:

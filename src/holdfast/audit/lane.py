@@ -49,7 +49,7 @@ def examine_shard(
     start: int,
     stop: int,
 ) -> tuple[int, Rows, float]:
-    """Run `probe` on one shard; a pure function of its arguments, so it may run anywhere.  Returns (shard, rows, seconds)."""
+    """Run `probe` on one shard: a pure function, so it may run anywhere.  Returns (shard, rows, seconds)."""
     began = time.perf_counter()
     batch = clean_batch(subject, clean, start, stop, torch_generator(seed, "examine", probe.name, shard))
     rows = {name: np.asarray(column) for name, column in probe.examine(subject, state, batch).items()}
@@ -63,8 +63,11 @@ def examine_shard(
 
 @dataclass
 class Lane:
-    """Progress of one probe.  Evidence counts only as an unbroken run of shards from the first, so the stopping rule sees the
-    same evidence however many workers there are and however often the run was interrupted."""
+    """Progress of one probe.
+
+    Evidence counts only as an unbroken run of shards from the first, so the stopping rule sees the same evidence
+    however many workers there are and however often the run was interrupted.
+    """
 
     probe: Probe
     subject: Subject

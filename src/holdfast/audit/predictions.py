@@ -55,8 +55,8 @@ def _predict(subject: Subject, index: np.ndarray) -> dict[str, np.ndarray]:
     if not np.isfinite(logits).all():
         bad = index[~np.isfinite(logits).all(axis=1)]
         raise InputError(
-            f"the model gives NaN or infinite outputs for {len(bad)} of {len(index)} examples (first: test example {bad[0]}); "
-            "logits must be finite: check the model's weights and the input range"
+            f"the model gives NaN or infinite outputs for {len(bad)} of {len(index)} examples "
+            f"(first: test example {bad[0]}); logits must be finite: check the model's weights and the input range"
         )
     return {
         "index": index.astype(np.int64),

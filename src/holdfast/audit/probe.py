@@ -79,10 +79,10 @@ class Settings:
 class Probe(Protocol):
     """One question about one kind of perturbation.
 
-    `prepare` may look at everything (train detectors, build indices) and must be a deterministic function of its arguments.
-    `examine` is pure and per example: it may be run in any process, in any order, again.
-    `conclude` turns evidence into what a person reads; it is called after every shard while the audit runs (`headline`) and once
-    at the end.
+    `prepare` may look at everything (train detectors, build indices) and must be a deterministic function of its
+    arguments.  `examine` is pure and per example: it may be run in any process, in any order, again.  `headline` is
+    asked after every shard while the audit runs; `conclude` turns all evidence into what a person reads, once, at the
+    end.
     """
 
     name: str

@@ -53,7 +53,7 @@ DEFAULT_PRECISION = 0.01
 def command(ctx: click.Context, **options: Any) -> int:
     """Audit MODEL on --data, show the numbers while they form, and leave a report.
 
-    MODEL is module:factory or file.py:factory (with --weights), a .pt2 archive, .onnx, .skops, or a Hugging Face folder.
+    MODEL is module:factory or file.py:factory (with --weights), a .pt2 archive, .onnx, .skops or a Hugging Face folder.
     Without MODEL the embedded example is audited: a small CNN on scikit-learn's digits.
     """
     if options["resume"] and options["model"] is None and options["out"]:

@@ -11,7 +11,7 @@ import click
 @click.option("--format", "form", type=click.Choice(("text", "json", "html")), default="text", show_default=True)
 @click.option("--out", help="File to write instead of standard output.")
 def command(run_a: str, run_b: str, form: str, out: str | None) -> int:
-    """Differences of RUN_B from RUN_A on the examples both looked at: paired intervals, McNemar's test, what changed."""
+    """Differences of RUN_B from RUN_A on the examples both looked at: paired intervals, McNemar, what changed."""
     from holdfast.report.compare import compare, render_comparison
 
     text = render_comparison(compare(run_a, run_b), form)

@@ -14,8 +14,8 @@ from holdfast.core.errors import InputError
 class Estimate:
     """`value` with an interval [`low`, `high`] that covers the truth with probability `level`.
 
-    `n` counts the independent observations behind it; `method` names how the interval was made ("betting", "clopper-pearson",
-    "bootstrap", "exact", ...).  A number without sampling error has `low == value == high` and method "exact".
+    `n` counts the independent observations behind it; `method` names how the interval was made ("betting",
+    "clopper-pearson", "bootstrap", ...).  A number without sampling error has `low == value == high`, method "exact".
 
     Raises InputError when the interval does not contain the value or a part is NaN.
     """

@@ -1,6 +1,7 @@
 """What a probe or a check shows: tables, figures and galleries as plain data, drawn later by `holdfast.report`.
 
-Everything here turns into JSON and back without loss (`to_dict` / `exhibit_from_dict`), so a report is a function of the run folder.
+Everything here turns into JSON and back without loss (`to_dict` / `exhibit_from_dict`), so a report is a function of
+the run folder.
 """
 
 from __future__ import annotations

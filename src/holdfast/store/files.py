@@ -19,7 +19,7 @@ TEMPORARY = ".tmp"
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder at an fsspec URL (a plain path is a URL too).  Every write is atomic; every failure is a StorageError."""
+    """A folder at an fsspec URL (a plain path is one too).  Every write is atomic; every failure is a StorageError."""
 
     url: str
 
