@@ -28,10 +28,11 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True)
 class ArrayInputs:
-    """Inputs held in one array (or memory map); integer pixels are multiplied by `scale` when taken."""
+    """Inputs held in one array (or memory map); `take` gives `scale * value + offset`, so pixels may stay bytes."""
 
     array: np.ndarray
     scale: float = 1.0
+    offset: float = 0.0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -39,7 +40,8 @@ class ArrayInputs:
 
     def take(self, positions: Int[np.ndarray, " batch"]) -> Float[np.ndarray, "batch ..."]:
         taken = np.asarray(self.array[positions], dtype=np.float32)
-        return taken if self.scale == 1.0 else taken * np.float32(self.scale)
+        taken = taken if self.scale == 1.0 else taken * np.float32(self.scale)
+        return taken if self.offset == 0.0 else taken + np.float32(self.offset)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from holdfast.core.finding import Doubt
 from holdfast.subject.data import Data, Modality
 from holdfast.threats.base import Valid
 
@@ -26,10 +27,12 @@ class Access(IntEnum):
 class Subject:
     """A model under audit.
 
-    `model` is always an `nn.Module` in evaluation mode that maps a float32 batch (batch, *shape) to logits (batch, classes);
-    models without gradients (scikit-learn, ONNX Runtime, callables) are wrapped in one, and `access` says what they allow.
+    `model` is always an `nn.Module` in evaluation mode that maps a float32 batch (batch, *shape) to logits (batch,
+    classes); models without gradients (scikit-learn, ONNX Runtime, callables) are wrapped in one, and `access` says
+    what they allow.
     With `Access.SCORES` logits may be log-probabilities; with `Access.LABELS` they are one-hot.
     `valid` is the range inputs may take, in the units the model is fed.
+    `doubts` is what a loader had to do that its user should know of (gradients lost, layers put in evaluation mode).
     """
 
     model: nn.Module
@@ -41,6 +44,7 @@ class Subject:
     access: Access = Access.GRADIENTS
     modality: Modality = "other"
     name: str = "model"
+    doubts: tuple[Doubt, ...] = ()
 
     @property
     def classes(self) -> int:
