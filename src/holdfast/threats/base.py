@@ -1,22 +1,22 @@
 """A threat: the set of perturbations an example may undergo.
 
-One object S drives the attack (`project`, `random_start`, `steepest`), the certificate (`worst`, `interval`), training and the
-report's wording (`describe`).  `x` is a batch (batch, *shape) in input units; `valid` is the range inputs may take.  An example
-that lies outside `valid` itself stays admissible: the range is widened to hold it, so S(x) is never empty.
-An operation that a set does not have raises UnsupportedError naming both.
+One object S drives the attack (`project`, `random_start`, `steepest`), the certificate (`worst`, `interval`),
+training and the report's wording (`describe`).  `x` is a batch (batch, *shape) in input units; `valid` is the range
+inputs may take.  An example that lies outside `valid` itself stays admissible: the range is widened to hold it, so
+S(x) is never empty. An operation that a set does not have raises UnsupportedError naming both.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import fields
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from holdfast.core.errors import UnsupportedError
+from holdfast.core.errors import InputError, UnsupportedError
 
 #: A number, or a tensor that broadcasts against one example.
 Size = float | int | Tensor
@@ -37,7 +37,7 @@ class Threat(ABC):
         """Size of the set, in the unit `describe` names."""
 
     @abstractmethod
-    def scaled(self, radius: float) -> Threat:
+    def scaled(self, radius: float | int) -> Threat:
         """The same family with another radius."""
 
     @abstractmethod
@@ -92,8 +92,8 @@ class Threat(ABC):
     ) -> Bool[Tensor, " batch"]:
         """Whether each x_adv is admissible.
 
-        `tolerance` is relative to max(1, radius) in the threat's measure; a change of a coordinate that its floating-point type
-        cannot tell from none at its magnitude does not count (x + eps is rounded when it is stored).
+        `tolerance` is relative to max(1, radius) in the threat's measure; a change of a coordinate that its floating-
+        point type cannot tell from none at its magnitude does not count (x + eps is rounded when it is stored).
         """
         size = self.norm(without_rounding(x_adv, x))
         inside = size <= self.radius + tolerance * max(1.0, self.radius)
@@ -121,7 +121,7 @@ def _same(a: Any, b: Any) -> bool:
 def valid_bounds(
     x: Float[Tensor, "batch *shape"], valid: Valid
 ) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]:
-    """Lowest and highest value every coordinate may take, widened to hold x itself; infinite where nothing bounds it."""
+    """Lowest and highest value of every coordinate, widened to hold x itself; infinite where nothing bounds it."""
     if valid is None:
         return torch.full_like(x, -torch.inf), torch.full_like(x, torch.inf)
     low, high = (torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in valid)
@@ -134,6 +134,19 @@ def room(
     """How far every coordinate may move down (at most 0) and up (at least 0) before it leaves the valid range."""
     low, high = valid_bounds(x, valid)
     return low - x, high - x
+
+
+def value_range(valid: Valid, threat: Threat) -> float:
+    """Width of the valid range.  InputError when there is none: `threat` frees values completely and nothing would
+    bound them.
+    """
+    if valid is None:
+        raise InputError(f"{threat!r} frees values completely, so it needs a valid range: pass valid=(low, high)")
+    low, high = (torch.as_tensor(end, dtype=torch.float64) for end in valid)
+    width = float((high - low).max())
+    if not 0 < width < torch.inf:
+        raise InputError(f"{threat!r} needs a finite valid range with low < high, got {valid}")
+    return width
 
 
 def within(
