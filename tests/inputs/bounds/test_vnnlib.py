@@ -114,5 +114,5 @@ def test_files_that_are_not_properties_say_why(tmp_path, text, words):
 def test_a_damaged_archive_is_named(tmp_path):
     path = tmp_path / "p.vnnlib.gz"
     path.write_bytes(gzip.compress(b"(assert true)" * 100)[:-12])
-    with pytest.raises(InputError, match="p.vnnlib.gz: cannot be read"):
+    with pytest.raises(InputError, match=r"p\.vnnlib\.gz: cannot be read"):
         Property.from_vnnlib(path)

@@ -1,12 +1,12 @@
 """Verification properties, and the VNN-LIB files (version 1) that hold them.
 
-A property asks: is there an input inside one of the boxes whose output lies in the unsafe set?  Everything is brought into
-disjunctive normal form: a list of `Disjunct`s, each one box lower <= x <= upper with one polyhedron A y <= b.  The property
-holds when every disjunct is infeasible.
+A property asks: is there an input inside one of the boxes whose output lies in the unsafe set?  Everything is brought
+into disjunctive normal form: a list of `Disjunct`s, each one box lower <= x <= upper with one polyhedron A y <= b.  The
+property holds when every disjunct is infeasible.
 
-The format is a subset of SMT-LIB: `declare-const X_i / Y_j Real` and `assert` over `and`, `or`, `<=`, `>=`, `<`, `>`, `=`
-whose sides are linear in one kind of variable.  Strict comparisons are read as their closure, as the competition does: sound for
-"holds", and a counterexample on the boundary of a strict one is rejected by `Property.violated`'s exact check.
+The format is a subset of SMT-LIB: `declare-const X_i / Y_j Real` and `assert` over `and`, `or`, `<=`, `>=`, `<`, `>`
+and `=`, whose sides are linear in one kind of variable.  Strict comparisons are read as their closure, as the competition
+does: that is sound for "holds".
 
 Source: VNN-LIB standard (Demarchi, Guidotti, Pulina, Tacchella, 2023) and the rules of VNN-COMP.
 """
@@ -72,8 +72,8 @@ class Property:
     def from_vnnlib(cls, path: str | Path) -> Property:
         """Read a `.vnnlib` or `.vnnlib.gz` file.
 
-        Raises InputError when the file cannot be read, is not VNN-LIB, leaves an input unbounded, mixes inputs and outputs
-        in one comparison, or refers to a variable that is not declared.
+        Raises InputError when the file cannot be read, is not VNN-LIB, leaves an input unbounded, mixes inputs and
+        outputs in one comparison, or refers to a variable that is not declared.
         """
         source = Path(path)
         try:
