@@ -1,0 +1,458 @@
+"""ONNX operators without weights: arithmetic, shapes, reductions, selection.
+
+Sizes among a converter's constants may stand for the batch (see `onnx_graph`); `Builder.call` turns them into the batch at
+run time.  What would mix examples (a reduction over the batch) is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from holdfast.subject.onnx_graph import BATCH, Builder, Live, Operation, Value, stands_for_batch
+
+Converter = Callable[[Builder, Operation], Any]
+
+#: Operators that may be evaluated at once on sizes that stand for the batch: what they give still scales with it.
+SHAPE_ARITHMETIC = frozenset(
+    "Add Sub Mul Div Mod Neg Abs Min Max Cast Concat Gather Slice Squeeze Unsqueeze Reshape Flatten Identity Equal Greater "
+    "Less Not And Or Where ReduceProd Shape Size Floor Ceil Split".split()
+)
+
+
+def _operand(build: Builder, value: Value | None, rank: int) -> Any:
+    """A constant with one element as a number (it broadcasts all the same), any other as a buffer."""
+    assert value is not None
+    if isinstance(value, np.ndarray) and value.size == 1 and value.ndim <= rank:
+        return value.item()
+    return build.as_live(value)
+
+
+def _rank(op: Operation) -> int:
+    return max(len(value.shape) for value in op.inputs if isinstance(value, Live))
+
+
+def _binary(function: Callable[[Any, Any], Any]) -> Converter:
+    def convert(build: Builder, op: Operation) -> Live:
+        rank = _rank(op)
+        first, second = (_operand(build, value, rank) for value in op.inputs)
+        return build.call(function, first, second)
+
+    return convert
+
+
+def divide(build: Builder, op: Operation) -> Live:
+    first, second = (_operand(build, value, _rank(op)) for value in op.inputs)
+    live = first if isinstance(first, Live) else second
+    if live.meta.dtype.is_floating_point:
+        return build.call(operator.truediv, first, second)
+    first = first if isinstance(first, Live) else build.attach(np.asarray(op.inputs[0]))
+    return build.call(torch.div, first, second, rounding_mode="trunc")
+
+
+def _pairwise(function: Callable[[Any, Any], Any]) -> Converter:
+    """An operator of any number of inputs, folded from the left."""
+
+    def convert(build: Builder, op: Operation) -> Live:
+        values = [build.as_live(value) for value in op.inputs if value is not None]
+        total = values[0]
+        for value in values[1:]:
+            total = build.call(function, total, value)
+        return total
+
+    return convert
+
+
+def mean_of(build: Builder, op: Operation) -> Live:
+    total = _pairwise(operator.add)(build, op)
+    assert isinstance(total, Live)
+    return build.call(operator.truediv, total, len(op.inputs))
+
+
+def _unary(function: Callable[..., Any]) -> Converter:
+    def convert(build: Builder, op: Operation) -> Live:
+        return build.call(function, op.live())
+
+    return convert
+
+
+def same(build: Builder, op: Operation) -> Live:
+    """Identity, and dropout of a network that is not being trained."""
+    if op.outputs > 1:
+        raise op.unsupported("its mask is used")
+    return op.live()
+
+
+def clip(build: Builder, op: Operation) -> Live:
+    low, high = (op.setting(name, place) for name, place in (("min", 1), ("max", 2)))
+    if low is None and high is None:
+        return op.live()
+    if (low, high) == (0.0, 6.0):
+        return build.layer("relu6", nn.ReLU6(), op.live())
+    return build.call(torch.clamp, op.live(), low, high)
+
+
+def hard_sigmoid(build: Builder, op: Operation) -> Live:
+    scaled = build.call(operator.mul, op.live(), op.attribute("alpha", 0.2))
+    return build.call(torch.clamp, build.call(operator.add, scaled, op.attribute("beta", 0.5)), 0.0, 1.0)
+
+
+def selu(build: Builder, op: Operation) -> Live:
+    x = op.live()
+    alpha, gamma = op.attribute("alpha", 1.6732632423543772), op.attribute("gamma", 1.0507009873554805)
+    negative = build.call(operator.mul, build.call(torch.expm1, build.call(torch.clamp, x, max=0.0)), alpha)
+    return build.call(operator.mul, build.call(operator.add, build.call(F.relu, x), negative), gamma)
+
+
+def reshape(build: Builder, op: Operation) -> Live:
+    x, wanted = op.live(), op.setting("shape", 1)
+    if not op.attribute("allowzero", 0):
+        wanted = [x.shape[k] if size == 0 else size for k, size in enumerate(wanted)]
+    return reshaped(build, x, wanted)
+
+
+def reshaped(build: Builder, x: Live, sizes: list[int]) -> Live:
+    """`x` in another shape; a leading size that repeats the batch the file was exported with is the batch."""
+    sizes = list(sizes)
+    if sizes and sizes[0] == build.declared_batch and x.shape[0] == BATCH:
+        sizes[0] = BATCH
+    if -1 in sizes:
+        known = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = math.prod(x.shape) // known
+    if tuple(sizes) == x.shape:
+        return x
+    if x.shape[0] == BATCH and sizes[0] == BATCH:
+        if len(sizes) == 2:
+            return build.layer("flatten", nn.Flatten(), x)
+        if len(x.shape) == 2:
+            return build.layer("unflatten", nn.Unflatten(1, tuple(sizes[1:])), x)
+    batched = [k for k, size in enumerate(sizes) if stands_for_batch(size)]
+    if len(batched) == 1:
+        open_sizes = [-1 if k == batched[0] else size for k, size in enumerate(sizes)]
+        return Live(build.call(torch.reshape, x, open_sizes).node, x.meta.reshape(sizes))
+    return build.call(torch.reshape, x, sizes)
+
+
+def transpose(build: Builder, op: Operation) -> Live:
+    x = op.live()
+    order = op.attribute("perm", list(range(len(x.shape)))[::-1])
+    return build.call(torch.permute, x, tuple(order))
+
+
+def squeeze(build: Builder, op: Operation) -> Live:
+    x, axes = op.live(), op.setting("axes", 1)
+    rank = len(x.shape)
+    chosen = {axis % rank for axis in axes} if axes is not None else {k for k, size in enumerate(x.shape) if size == 1}
+    if not chosen:
+        return x
+    return reshaped(build, x, [size for k, size in enumerate(x.shape) if k not in chosen])
+
+
+def unsqueeze(build: Builder, op: Operation) -> Live:
+    x, axes = op.live(), op.setting("axes", 1)
+    rank = len(x.shape) + len(axes)
+    for axis in sorted(axis % rank for axis in axes):
+        x = build.call(torch.unsqueeze, x, axis)
+    return x
+
+
+def concat(build: Builder, op: Operation) -> Live:
+    axis, batched = op.attribute("axis"), any(isinstance(v, Live) and v.shape[0] == BATCH for v in op.inputs)
+    parts = []
+    for value in op.inputs:
+        assert value is not None
+        part = build.as_live(value)
+        if batched and axis != 0 and part.shape[0] in (1, build.declared_batch):
+            part = build.call(Tensor.expand, part, [BATCH, *part.shape[1:]])
+        parts.append(part)
+    return build.call(torch.cat, parts, axis)
+
+
+def split(build: Builder, op: Operation) -> tuple[Live, ...]:
+    x, axis = op.live(), op.attribute("axis", 0)
+    width = x.shape[axis]
+    sizes = op.setting("split", 1)
+    if sizes is None:
+        each = -(-width // op.attribute("num_outputs", op.outputs))
+        sizes = [min(each, width - start) for start in range(0, width, each)]
+    starts = np.cumsum([0, *sizes]).tolist()
+    return tuple(build.call(torch.narrow, x, axis, start, size) for start, size in zip(starts, sizes, strict=False))
+
+
+def slices(build: Builder, op: Operation) -> Live:
+    x = op.live()
+    starts, ends = op.setting("starts", 1), op.setting("ends", 2)
+    axes = op.setting("axes", 3)
+    axes = list(range(len(starts))) if axes is None else axes
+    steps = op.setting("steps", 4) or [1] * len(starts)
+    index, flipped = [slice(None)] * len(x.shape), []
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        axis, size = axis % len(x.shape), x.shape[axis]
+        taken = range(size)[slice(start, None if end < -size and step < 0 else end, step)]
+        if len(taken) == size and step == 1:
+            continue
+        if stands_for_batch(size):
+            raise op.unsupported("it takes some of the batch")
+        first, last = (taken[0], taken[-1]) if step > 0 else (taken[-1], taken[0])
+        index[axis] = slice(first, last + 1, None if abs(step) == 1 else abs(step))
+        if step < 0:
+            flipped.append(axis)
+    taken_part = x if all(part == slice(None) for part in index) else build.call(operator.getitem, x, tuple(index))
+    return build.call(torch.flip, taken_part, tuple(flipped)) if flipped else taken_part
+
+
+def gather(build: Builder, op: Operation) -> Live:
+    data, index = op.inputs[0], op.inputs[1]
+    axis = op.attribute("axis", 0)
+    if isinstance(index, Live):
+        if not isinstance(data, np.ndarray) or axis != 0 or data.ndim != 2:
+            raise op.unsupported("its indices are computed; only a look-up in a constant table is converted")
+        return build.call(F.embedding, index, build.attach(data))
+    x = op.live()
+    axis %= len(x.shape)
+    if stands_for_batch(x.shape[axis]):
+        raise op.unsupported("it takes some of the batch")
+    assert index is not None
+    index = np.where(index < 0, index + x.shape[axis], index).astype(np.int64)
+    if index.ndim == 0:
+        return build.call(torch.select, x, axis, int(index))
+    taken = build.call(torch.index_select, x, axis, build.attach(index.reshape(-1)))
+    return taken if index.ndim == 1 else build.call(Tensor.unflatten, taken, axis, index.shape)
+
+
+def pad(build: Builder, op: Operation) -> Live:
+    x, ends = op.live(), op.setting("pads", 1)
+    value = op.setting("value", 2) or 0.0
+    axes = op.setting("axes", 3)
+    axes = range(len(x.shape)) if axes is None else [axis % len(x.shape) for axis in axes]
+    pairs = [(0, 0)] * len(x.shape)
+    for k, axis in enumerate(axes):
+        pairs[axis] = (ends[k], ends[k + len(ends) // 2])
+    if any(pairs[0]):
+        raise op.unsupported("it pads the batch")
+    mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}[
+        op.attribute("mode", "constant")
+    ]
+    if not any(map(any, pairs)):
+        return x
+    kept = pairs[1:] if mode == "constant" else pairs[2:]
+    if mode != "constant" and any(pairs[1]):
+        raise op.unsupported(f"mode {mode} is converted for spatial dimensions only")
+    flat = [end for pair in reversed(kept) for end in pair]
+    return build.call(F.pad, x, flat, mode, value) if mode == "constant" else build.call(F.pad, x, flat, mode)
+
+
+def expand(build: Builder, op: Operation) -> Live:
+    assert op.inputs[0] is not None
+    x, wanted = build.as_live(op.inputs[0]), op.setting("shape", 1)
+    rank = max(len(wanted), len(x.shape))
+    old, new = [1] * (rank - len(x.shape)) + list(x.shape), [1] * (rank - len(wanted)) + list(wanted)
+    sizes = [-1 if a == b else max(a, b) for a, b in zip(old, new, strict=True)]
+    sizes = [old[k] if size == -1 and k < rank - len(x.shape) else size for k, size in enumerate(sizes)]
+    if old[0] == BATCH and new[0] in (1, build.declared_batch):
+        sizes[0] = -1
+    return build.call(Tensor.expand, x, sizes)
+
+
+def tile(build: Builder, op: Operation) -> Live:
+    assert op.inputs[0] is not None
+    return build.call(Tensor.repeat, build.as_live(op.inputs[0]), op.setting("repeats", 1))
+
+
+def constant_of_shape(build: Builder, op: Operation) -> Live:
+    fill = op.attribute("value", np.zeros(1, np.float32))
+    kind = torch.from_numpy(np.zeros(1, fill.dtype)).dtype
+    assert build.input is not None
+    return build.call(Tensor.new_full, build.input, op.setting("shape", 0), fill.item(), dtype=kind)
+
+
+def shape(build: Builder, op: Operation) -> np.ndarray:
+    return np.array(op.live().shape[op.attribute("start", 0) : op.attribute("end")], dtype=np.int64)
+
+
+def size(build: Builder, op: Operation) -> np.ndarray:
+    return np.array(math.prod(op.live().shape), dtype=np.int64)
+
+
+def cast(build: Builder, op: Operation) -> Live:
+    from onnx import helper
+
+    kind = torch.from_numpy(np.zeros(1, helper.tensor_dtype_to_np_dtype(op.attribute("to")))).dtype
+    x = op.live()
+    return x if x.meta.dtype == kind else build.call(Tensor.to, x, kind)
+
+
+def where(build: Builder, op: Operation) -> Live:
+    condition, first, second = (build.as_live(value) for value in op.inputs if value is not None)
+    return build.call(torch.where, condition, first, second)
+
+
+def _axes(op: Operation, x: Live) -> tuple[int, ...]:
+    axes = op.setting("axes", 1)
+    if not axes:
+        axes = () if op.attribute("noop_with_empty_axes", 0) else range(len(x.shape))
+    axes = tuple(sorted(axis % len(x.shape) for axis in axes))
+    if any(stands_for_batch(x.shape[axis]) for axis in axes):
+        raise op.unsupported("it runs over the batch, so examples would depend on one another")
+    return axes
+
+
+def _reduction(function: Callable[..., Any]) -> Converter:
+    """`function(x, dims, keepdim)`."""
+
+    def convert(build: Builder, op: Operation) -> Live:
+        x = op.live()
+        axes = _axes(op, x)
+        return build.call(function, x, axes, bool(op.attribute("keepdims", 1))) if axes else x
+
+    return convert
+
+
+def _norm(order: int) -> Converter:
+    def convert(build: Builder, op: Operation) -> Live:
+        x = op.live()
+        return build.call(torch.linalg.vector_norm, x, order, _axes(op, x), bool(op.attribute("keepdims", 1)))
+
+    return convert
+
+
+def sum_of_squares(build: Builder, op: Operation) -> Live:
+    x = op.live()
+    return build.call(torch.sum, build.call(torch.square, x), _axes(op, x), bool(op.attribute("keepdims", 1)))
+
+
+def arg_max(build: Builder, op: Operation) -> Live:
+    x, axis = op.live(), op.attribute("axis", 0)
+    if stands_for_batch(x.shape[axis]):
+        raise op.unsupported("it runs over the batch, so examples would depend on one another")
+    return build.call(torch.argmax, x, axis, bool(op.attribute("keepdims", 1)))
+
+
+def resize(build: Builder, op: Operation) -> Live:
+    """Nearest, linear and cubic resizing under the conventions that torch shares with ONNX."""
+    x = op.live()
+    old = op.kind == "Upsample"
+    scales = op.setting("scales", 1 if old or op.opset < 11 else 2)
+    sizes = None if old else op.setting("sizes", 3)
+    if sizes:
+        scales = [new / before if before != BATCH else 1 for new, before in zip(sizes, x.shape, strict=True)]
+    mode = op.attribute("mode", "nearest")
+    place = op.attribute("coordinate_transformation_mode", "asymmetric" if old or op.opset < 11 else "half_pixel")
+    if not scales or list(scales[:2]) != [1, 1] or op.attribute("antialias", 0):
+        raise op.unsupported("only spatial dimensions are resized, without antialiasing")
+    rank = len(x.shape) - 2
+    whole = all(float(scale).is_integer() for scale in scales)
+    if mode == "nearest":
+        rounding = op.attribute("nearest_mode", "floor" if old or op.opset < 11 else "round_prefer_floor")
+        repeats = whole and place == "half_pixel" and rounding.startswith("round_prefer")
+        if not repeats and (place, rounding) != ("asymmetric", "floor"):
+            raise op.unsupported(f"nearest with {place} and {rounding} is not one of torch's")
+        method, align = "nearest", None
+    else:
+        if place not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
+            raise op.unsupported(f"{mode} with {place} is not one of torch's")
+        if mode == "cubic" and abs(op.attribute("cubic_coeff_a", -0.75) + 0.75) > 1e-6:
+            raise op.unsupported("only the cubic coefficient -0.75 is torch's")
+        method = {"linear": {1: "linear", 2: "bilinear", 3: "trilinear"}[rank], "cubic": "bicubic"}[mode]
+        align = place == "align_corners"
+    target = {"size": tuple(sizes[2:])} if sizes else {"scale_factor": tuple(map(float, scales[2:]))}
+    return build.call(F.interpolate, x, mode=method, align_corners=align, **target)
+
+
+def depth_to_space(build: Builder, op: Operation) -> Live:
+    x, block = op.live(), op.attribute("blocksize")
+    if op.attribute("mode", "DCR") == "CRD":
+        return build.layer("pixelshuffle", nn.PixelShuffle(block), x)
+    _, channels, height, width = x.shape
+    parts = reshaped(build, x, [BATCH, block, block, channels // block**2, height, width])
+    moved = build.call(torch.permute, parts, (0, 3, 4, 1, 5, 2))
+    return reshaped(build, moved, [BATCH, channels // block**2, height * block, width * block])
+
+
+def space_to_depth(build: Builder, op: Operation) -> Live:
+    x, block = op.live(), op.attribute("blocksize")
+    _, channels, height, width = x.shape
+    parts = reshaped(build, x, [BATCH, channels, height // block, block, width // block, block])
+    moved = build.call(torch.permute, parts, (0, 3, 5, 1, 2, 4))
+    return reshaped(build, moved, [BATCH, channels * block**2, height // block, width // block])
+
+
+def einsum(build: Builder, op: Operation) -> Live:
+    return build.call(torch.einsum, op.attribute("equation"), *(build.as_live(v) for v in op.inputs if v is not None))
+
+
+FUNCTIONS: dict[str, Converter] = {
+    "Identity": same,
+    "Dropout": same,
+    "Add": _binary(operator.add),
+    "Sub": _binary(operator.sub),
+    "Mul": _binary(operator.mul),
+    "Div": divide,
+    "Pow": _binary(torch.pow),
+    "Mod": _binary(operator.mod),
+    "Equal": _binary(operator.eq),
+    "Greater": _binary(operator.gt),
+    "Less": _binary(operator.lt),
+    "GreaterOrEqual": _binary(operator.ge),
+    "LessOrEqual": _binary(operator.le),
+    "And": _pairwise(torch.logical_and),
+    "Or": _pairwise(torch.logical_or),
+    "Not": _unary(torch.logical_not),
+    "Min": _pairwise(torch.minimum),
+    "Max": _pairwise(torch.maximum),
+    "Sum": _pairwise(operator.add),
+    "Mean": mean_of,
+    "Neg": _unary(operator.neg),
+    "Abs": _unary(torch.abs),
+    "Exp": _unary(torch.exp),
+    "Log": _unary(torch.log),
+    "Sqrt": _unary(torch.sqrt),
+    "Reciprocal": _unary(torch.reciprocal),
+    "Erf": _unary(torch.erf),
+    "Sin": _unary(torch.sin),
+    "Cos": _unary(torch.cos),
+    "Sign": _unary(torch.sign),
+    "Floor": _unary(torch.floor),
+    "Ceil": _unary(torch.ceil),
+    "Round": _unary(torch.round),
+    "Clip": clip,
+    "HardSigmoid": hard_sigmoid,
+    "Selu": selu,
+    "Reshape": reshape,
+    "Transpose": transpose,
+    "Squeeze": squeeze,
+    "Unsqueeze": unsqueeze,
+    "Concat": concat,
+    "Split": split,
+    "Slice": slices,
+    "Gather": gather,
+    "Pad": pad,
+    "Expand": expand,
+    "Tile": tile,
+    "ConstantOfShape": constant_of_shape,
+    "Shape": shape,
+    "Size": size,
+    "Cast": cast,
+    "Where": where,
+    "ReduceMean": _reduction(torch.mean),
+    "ReduceSum": _reduction(torch.sum),
+    "ReduceMax": _reduction(torch.amax),
+    "ReduceMin": _reduction(torch.amin),
+    "ReduceLogSumExp": _reduction(torch.logsumexp),
+    "ReduceL1": _norm(1),
+    "ReduceL2": _norm(2),
+    "ReduceSumSquare": sum_of_squares,
+    "ArgMax": arg_max,
+    "Resize": resize,
+    "Upsample": resize,
+    "DepthToSpace": depth_to_space,
+    "SpaceToDepth": space_to_depth,
+    "Einsum": einsum,
+}
