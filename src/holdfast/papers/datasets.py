@@ -8,9 +8,7 @@ saying what to set, when the folder or the file is not there; `digits`, bundled 
 
 from __future__ import annotations
 
-import gzip
 import os
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from holdfast.core.errors import InputError, MissingData
+from holdfast.subject.idx import read_idx
 
 Split = Literal["train", "test"]
 Images = Float[np.ndarray, "examples channels height width"]
@@ -198,18 +197,9 @@ def _idx_pair(folder: str, split: Split, limit: int | None) -> tuple[Images, Lab
     if split not in _IDX_PREFIX:
         raise InputError(f"the split must be 'train' or 'test', got {split!r}")
     prefix = _IDX_PREFIX[split]
-    x = _read_idx(data_path(f"{folder}/{prefix}-images-idx3-ubyte.gz"))
-    y = _read_idx(data_path(f"{folder}/{prefix}-labels-idx1-ubyte.gz"))
+    x = read_idx(data_path(f"{folder}/{prefix}-images-idx3-ubyte.gz"))
+    y = read_idx(data_path(f"{folder}/{prefix}-labels-idx1-ubyte.gz"))
     return _pixels(x[:, None], limit), _labels(y, limit)
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    # Big-endian header: two zero bytes, a type code (8: unsigned bytes), the number of dimensions, then each size.
-    content = gzip.decompress(path.read_bytes())
-    if content[:3] != b"\x00\x00\x08":
-        raise MissingData(f"{path.name} is not an IDX file of bytes; fetch the original file again")
-    sizes = struct.unpack_from(f">{content[3]}I", content, 4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
 
 
 def _npz(relative: str) -> dict[str, np.ndarray]:

@@ -1,0 +1,145 @@
+"""Selective prediction: answer only when confident, and know the error rate of what is answered.
+
+Sorted by a confidence score (higher = more confident), accepting the top share c of the examples ("coverage")
+leaves the mean loss r(c) among them ("risk").  The area under r(c) is the AURC; lower is better, the mean loss is
+its value for a score that knows nothing.  Examples with equal scores cannot be told apart, so a run of ties enters
+with its mean loss.
+
+SCOD (selective classification with foreign inputs) also counts accepted foreign inputs, each at cost β.
+
+El-Yaniv and Wiener, 2010; Geifman and El-Yaniv, 2017; Xia and Bouganis, 2022 (SCOD).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+from holdfast.core.errors import InputError
+from holdfast.core.estimate import Estimate
+from holdfast.core.seeds import numpy_generator
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """Risk at every attainable coverage: accepting all scores >= threshold[i] covers coverage[i] at risk[i]."""
+
+    coverage: Float[np.ndarray, " levels"]
+    risk: Float[np.ndarray, " levels"]
+    threshold: Float[np.ndarray, " levels"]
+
+
+def risk_coverage(scores: ArrayLike, losses: ArrayLike) -> RiskCoverage:
+    """The curve of `losses` (n,) >= 0, such as 0/1 errors, under acceptance by `scores` (n,)."""
+    s, loss = _checked(scores, losses)
+    order = np.argsort(-s, kind="stable")
+    s, loss = s[order], loss[order]
+    last_of_tie = np.flatnonzero(np.append(s[1:] != s[:-1], True))
+    accepted = last_of_tie + 1
+    return RiskCoverage(accepted / len(s), np.cumsum(loss)[last_of_tie] / accepted, s[last_of_tie])
+
+
+def aurc(
+    scores: ArrayLike,
+    losses: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = 500,
+    generator: np.random.Generator | None = None,
+) -> Estimate:
+    """Area under the risk-coverage curve: the mean over k of the risk of the k most confident, bootstrap interval."""
+    return _bootstrapped(_area, scores, losses, level, resamples, generator)
+
+
+def coverage_at_risk(
+    scores: ArrayLike,
+    losses: ArrayLike,
+    risk: float,
+    *,
+    level: float = 0.95,
+    resamples: int = 500,
+    generator: np.random.Generator | None = None,
+) -> Estimate:
+    """Largest coverage whose risk is at most `risk`; 0 when no threshold reaches it."""
+    if not risk >= 0:
+        raise InputError(f"the risk to keep must not be negative, got {risk}")
+
+    def covered(s: np.ndarray, loss: np.ndarray) -> float:
+        curve = risk_coverage(s, loss)
+        return float(curve.coverage[curve.risk <= risk].max(initial=0.0))
+
+    return _bootstrapped(covered, scores, losses, level, resamples, generator)
+
+
+def risk_at_coverage(
+    scores: ArrayLike,
+    losses: ArrayLike,
+    coverage: float,
+    *,
+    level: float = 0.95,
+    resamples: int = 500,
+    generator: np.random.Generator | None = None,
+) -> Estimate:
+    """Risk of the smallest acceptance that covers at least `coverage`."""
+    if not 0 < coverage <= 1:
+        raise InputError(f"coverage must lie in (0, 1], got {coverage}")
+
+    def left(s: np.ndarray, loss: np.ndarray) -> float:
+        curve = risk_coverage(s, loss)
+        return float(curve.risk[np.searchsorted(curve.coverage, coverage - 1e-12)])
+
+    return _bootstrapped(left, scores, losses, level, resamples, generator)
+
+
+def scod_risk_coverage(
+    scores: ArrayLike, losses: ArrayLike, foreign_scores: ArrayLike, *, foreign_cost: float = 1.0
+) -> RiskCoverage:
+    """Risk-coverage curve with foreign inputs: accepted examples cost their loss, accepted foreign ones `foreign_cost`.
+
+    Coverage is the accepted share of all inputs, own and foreign.
+    """
+    if not foreign_cost >= 0:
+        raise InputError(f"the cost of an accepted foreign input must not be negative, got {foreign_cost}")
+    foreign = np.asarray(foreign_scores, dtype=np.float64)
+    everything = np.concatenate([np.asarray(scores, dtype=np.float64), foreign])
+    costs = np.concatenate([np.asarray(losses, dtype=np.float64), np.full(len(foreign), foreign_cost)])
+    return risk_coverage(everything, costs)
+
+
+def _area(scores: np.ndarray, losses: np.ndarray) -> float:
+    """Mean over k = 1..n of the expected loss of the k most confident when ties are broken at random."""
+    order = np.argsort(-scores, kind="stable")
+    scores, losses = scores[order], losses[order]
+    starts = np.flatnonzero(np.append(True, scores[1:] != scores[:-1]))
+    lengths = np.diff(np.append(starts, len(scores)))
+    smoothed = np.repeat(np.add.reduceat(losses, starts) / lengths, lengths)
+    return float(np.mean(np.cumsum(smoothed) / np.arange(1, len(scores) + 1)))
+
+
+def _bootstrapped(
+    statistic: Callable[[np.ndarray, np.ndarray], float],
+    scores: ArrayLike,
+    losses: ArrayLike,
+    level: float,
+    resamples: int,
+    generator: np.random.Generator | None,
+) -> Estimate:
+    s, loss = _checked(scores, losses)
+    generator = numpy_generator(0, "selective bootstrap") if generator is None else generator
+    value = statistic(s, loss)
+    picks = (generator.integers(len(s), size=len(s)) for _ in range(resamples))
+    low, high = np.quantile([statistic(s[pick], loss[pick]) for pick in picks], [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(min(low, value)), float(max(high, value)), level, len(s), "bootstrap")
+
+
+def _checked(scores: ArrayLike, losses: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    s, loss = np.asarray(scores, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+    if s.ndim != 1 or s.shape != loss.shape or len(s) == 0:
+        raise InputError(f"scores and losses must be two lists of one length, got shapes {s.shape} and {loss.shape}")
+    if np.isnan(s).any() or not np.isfinite(loss).all() or (loss < 0).any():
+        raise InputError("scores must not hold NaN and losses must be finite and not negative")
+    return s, loss
