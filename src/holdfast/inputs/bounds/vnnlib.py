@@ -5,8 +5,8 @@ into disjunctive normal form: a list of `Disjunct`s, each one box lower <= x <= 
 property holds when every disjunct is infeasible.
 
 The format is a subset of SMT-LIB: `declare-const X_i / Y_j Real` and `assert` over `and`, `or`, `<=`, `>=`, `<`, `>`
-and `=`, whose sides are linear in one kind of variable.  Strict comparisons are read as their closure, as the competition
-does: that is sound for "holds".
+and `=`, whose sides are linear in one kind of variable.  Strict comparisons are read as their closure, as the
+competition does: that is sound for "holds".
 
 Source: VNN-LIB standard (Demarchi, Guidotti, Pulina, Tacchella, 2023) and the rules of VNN-COMP.
 """
