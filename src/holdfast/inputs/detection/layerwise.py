@@ -25,7 +25,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from holdfast.core.errors import InputError
-from holdfast.inputs.detection.mahalanobis import MahalanobisDetector, Shrinkage
+from holdfast.inputs.detection.mahalanobis import MahalanobisDetector
 from holdfast.inputs.detection.metrics import auroc
 from holdfast.inputs.features import Features, Pool
 
@@ -59,7 +59,7 @@ class LayerwiseMahalanobis(BaseEstimator):
         layers: Sequence[str],
         magnitude: float = 0.0,
         combiner: Any = None,
-        shrinkage: Shrinkage = "ledoit-wolf",
+        shrinkage: Any = "ledoit-wolf",
         contamination: float = 0.05,
         pool: Pool = "mean",
     ):

@@ -23,9 +23,6 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from holdfast.core.errors import InputError
 
-#: A number in [0, 1] or "ledoit-wolf"; checked in `fit`, as scikit-learn wants it, so the constructor takes any.
-Shrinkage = float | int | str
-
 
 class MahalanobisDetector(BaseEstimator):
     """Score how typical feature vectors are of the classes seen in training.
@@ -48,7 +45,8 @@ class MahalanobisDetector(BaseEstimator):
     offset_ : float, the threshold of `predict`
     """
 
-    def __init__(self, shrinkage: Shrinkage = "ledoit-wolf", contamination: float | int = 0.05):
+    # scikit-learn wants every check of a setting in `fit`, none here.
+    def __init__(self, shrinkage: Any = "ledoit-wolf", contamination: Any = 0.05):
         self.shrinkage = shrinkage
         self.contamination = contamination
 
@@ -150,7 +148,7 @@ def _singular(features: int, share: float) -> InputError:
     )
 
 
-def _check_settings(shrinkage: Shrinkage, contamination: float | int) -> None:
+def _check_settings(shrinkage: Any, contamination: float | int) -> None:
     if isinstance(shrinkage, str):
         if shrinkage != "ledoit-wolf":
             raise InputError(f'shrinkage must be a number in [0, 1] or "ledoit-wolf", got {shrinkage!r}')
