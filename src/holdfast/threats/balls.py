@@ -218,7 +218,8 @@ class L2(Threat):
         return f"moved by at most {number(self.radius)} in Euclidean distance"
 
     def norm(self, delta: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
-        return torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        size: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return size
 
     def interval(
         self, x: Float[Tensor, "batch *shape"], valid: Valid = None
@@ -250,7 +251,8 @@ class L2(Threat):
         # Divided by its largest entry first: squares of a small gradient underflow.
         grad = grad / per_example(grad.flatten(1).abs().amax(1).clamp(min=torch.finfo(grad.dtype).tiny), grad)
         length = torch.linalg.vector_norm(grad.flatten(1), dim=1)
-        return grad / per_example(torch.where(length > 0, length, 1.0), grad)
+        unit: Tensor = grad / per_example(torch.where(length > 0, length, 1.0), grad)
+        return unit
 
     def worst(
         self, rows: Float[Tensor, "batch rows *shape"], x: Float[Tensor, "batch *shape"], valid: Valid = None

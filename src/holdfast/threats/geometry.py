@@ -25,7 +25,7 @@ def l2_scale(
     Coordinates are fixed at their cap as soon as the ray passes it; every round raises t, and the set of fixed
     coordinates only grows, so the loop ends with the exact solution, usually within five rounds.
     """
-    scale = radius / torch.linalg.vector_norm(magnitude, dim=-1)
+    scale: Tensor = radius / torch.linalg.vector_norm(magnitude, dim=-1)
     fixed = torch.zeros_like(magnitude, dtype=torch.bool)
     while True:
         passed = (scale[..., None] * magnitude > cap) | fixed

@@ -1,0 +1,210 @@
+"""The loop that every iterative attack shares: what is still standing, what has been found, what it cost.
+
+An example that the model gets wrong already is returned unchanged and costs nothing.  An example that is fooled
+leaves the batch, so the batch shrinks and no pass is spent on what is decided.  At the end the tensor that is
+returned, and no other, goes through the model once more: `success` is what that pass says, and every point is checked
+against the threat's set.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from holdfast.core.errors import InputError
+from holdfast.inputs.attack.losses import Aim, Goal
+from holdfast.threats.base import Threat, Valid
+
+Model = Callable[[Tensor], Tensor]
+#: Examples that go through the model together; bounds memory, not results.
+CHUNK = 512
+
+
+@dataclass(frozen=True, eq=False)
+class AttackRun:
+    """What an attack found, one entry an example.
+
+    `x_adv` is admissible; `success` says whether a correctly classified example is now classified as the attack
+    wants; `queries` counts the passes of that example through the model (a pass with gradient counts once); `norm` is
+    the threat's measure of the change; `best_loss` the highest loss seen (the clean loss is -inf for examples that
+    were not attacked).
+    """
+
+    x_adv: Float[Tensor, "batch *shape"]
+    success: Bool[Tensor, " batch"]
+    queries: Int[Tensor, " batch"]
+    norm: Float[Tensor, " batch"]
+    best_loss: Float[Tensor, " batch"]
+
+
+class EscapeWarning(UserWarning):
+    """An attack produced a point outside its set; the clean input was returned instead."""
+
+
+@torch.no_grad()
+def forward(model: Model, points: Float[Tensor, "batch *shape"]) -> Tensor:
+    """Logits (batch, classes) without gradients; a wrong shape is found by `check_logits`."""
+    if len(points) <= CHUNK:
+        return model(points).detach()
+    return torch.cat([model(part).detach() for part in points.split(CHUNK)])
+
+
+def ascend(
+    model: Model, points: Float[Tensor, "batch *shape"], aim: Aim, samples: int = 1
+) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, " batch"], Float[Tensor, "batch *shape"]]:
+    """Logits, loss and the loss's gradient at `points`; loss and gradient are means over `samples` passes of a random
+    model.
+    """
+    if len(points) > CHUNK:
+        pieces = torch.arange(len(points), device=points.device).split(CHUNK)
+        done = [ascend(model, points[rows], aim.take(rows), samples) for rows in pieces]
+        logits, losses, grads = (torch.cat(part) for part in zip(*done))
+        return logits, losses, grads
+    total_loss: Tensor | None = None
+    total_grad: Tensor | None = None
+    for _ in range(samples):
+        with torch.enable_grad():
+            leaf = points.detach().requires_grad_(True)
+            logits = model(leaf)
+            loss = aim.value(logits)
+            if not loss.requires_grad:
+                raise InputError("the model gives no gradient with respect to its input; use a score or label attack")
+            (grad,) = torch.autograd.grad(loss.sum(), leaf)
+        total_loss = loss.detach() if total_loss is None else total_loss + loss.detach()
+        total_grad = grad if total_grad is None else total_grad + grad
+    assert total_loss is not None
+    assert total_grad is not None
+    # A gradient that is not finite would poison every later step; zero leaves the example where it is.
+    grad = torch.nan_to_num(total_grad / samples if samples > 1 else total_grad, nan=0.0, posinf=0.0, neginf=0.0)
+    return logits.detach(), total_loss / samples, grad
+
+
+def check_batch(model: Model, x: Tensor, y: Tensor, valid: Valid) -> None:
+    """Raises InputError for a model in training mode, inputs that are not floating-point, finite or in range, or bad
+    labels.
+    """
+    if getattr(model, "training", False):
+        raise InputError("the model is in training mode, so every pass differs: call model.eval()")
+    if not x.is_floating_point():
+        raise InputError(
+            f"inputs of type {x.dtype} cannot be perturbed; convert to float32 in the range the model is fed"
+        )
+    if y.dtype != torch.int64 or y.shape != (len(x),):
+        raise InputError(f"labels must be int64 of shape ({len(x)},), got {y.dtype} of shape {tuple(y.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        raise InputError("inputs hold NaN or infinity; drop or repair these examples first")
+    if valid is not None and len(x):
+        low, high = (torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in valid)
+        slack = 1e-6 * (high - low).abs().clamp(max=1e6)
+        if bool(((x < low - slack) | (x > high + slack)).any()):
+            raise InputError(
+                f"inputs span [{float(x.min()):.4g}, {float(x.max()):.4g}], outside the valid range {valid}; "
+                "pass the range the model is fed, with normalisation inside the model"
+            )
+
+
+def check_logits(logits: Tensor, x: Tensor, y: Tensor) -> None:
+    """Raises InputError when the model's answer is not one finite row of at least two logits an example, or labels
+    exceed it.
+    """
+    if logits.ndim != 2 or len(logits) != len(x):
+        raise InputError(f"the model maps {len(x)} inputs to shape {tuple(logits.shape)}; (batch, classes) was wanted")
+    if logits.shape[1] < 2:
+        raise InputError("the model has a single output column; give it two, for example torch.cat([-z, z], 1)")
+    if len(y) and (int(y.min()) < 0 or int(y.max()) >= logits.shape[1]):
+        raise InputError(f"labels span {int(y.min())} to {int(y.max())}, but the model has {logits.shape[1]} classes")
+    if not bool(torch.isfinite(logits).all()):
+        raise InputError("the model's outputs on clean inputs hold NaN or infinity")
+
+
+@dataclass(eq=False)
+class Search:
+    """The state of an attack on one batch."""
+
+    model: Model
+    threat: Threat
+    x: Tensor
+    aim: Aim
+    valid: Valid
+    logits: Tensor  # clean
+    attacked: Tensor
+    x_adv: Tensor
+    fooled: Tensor
+    queries: Tensor
+    best_loss: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def begin(
+        cls,
+        model: Model,
+        threat: Threat,
+        x: Tensor,
+        y: Tensor,
+        valid: Valid,
+        goal: Goal | None,
+        loss: str,
+        clean_logits: Tensor | None = None,
+    ) -> Search:
+        """Check the batch, find what is worth attacking (`clean_logits` saves the pass), start with nothing found."""
+        check_batch(model, x, y, valid)
+        x = x.detach()
+        logits = forward(model, x) if clean_logits is None and len(x) else clean_logits
+        if logits is None:
+            logits = x.new_zeros(0, 2)
+        check_logits(logits, x, y)
+        aim = Aim.of(loss, y, goal)
+        attacked = (logits.argmax(1) == y) & ~aim.reached(logits)
+        return cls(
+            model=model,
+            threat=threat,
+            x=x,
+            aim=aim,
+            valid=valid,
+            logits=logits.detach(),
+            attacked=attacked,
+            x_adv=x.clone(),
+            fooled=torch.zeros_like(attacked),
+            queries=torch.zeros_like(y),
+            best_loss=torch.full_like(logits[:, 0], -torch.inf),
+        )
+
+    def standing(self) -> Int[Tensor, " rows"]:
+        """Indices of the examples still to be fooled."""
+        return (self.attacked & ~self.fooled).nonzero().squeeze(1)
+
+    def note(self, rows: Tensor, points: Tensor, logits: Tensor, loss: Tensor) -> Bool[Tensor, " rows"]:
+        """Record one pass of `rows` at `points`; returns which of them are fooled by it."""
+        self.queries[rows] += 1
+        fooled = self.aim.take(rows).reached(logits)
+        better = fooled | (loss > self.best_loss[rows])
+        chosen = rows[better]
+        self.x_adv[chosen] = points[better]
+        self.best_loss[chosen] = loss[better].to(self.best_loss.dtype)
+        self.fooled[rows[fooled]] = True
+        return fooled
+
+    def close(self) -> AttackRun:
+        """Check and re-evaluate exactly what is returned."""
+        inside = self.threat.contains(self.x_adv, self.x, self.valid)
+        if not bool(inside.all()):
+            escaped = int((~inside).sum())
+            warnings.warn(
+                f"{escaped} of {len(self.x)} adversarial points lay outside {self.threat!r}; "
+                "their clean inputs were returned",
+                EscapeWarning,
+                stacklevel=3,
+            )
+            self.x_adv = torch.where(inside.reshape(-1, *(1,) * (self.x.ndim - 1)), self.x_adv, self.x)
+        success = torch.zeros_like(self.fooled)
+        rows = self.attacked.nonzero().squeeze(1)
+        if len(rows):
+            success[rows] = self.aim.take(rows).reached(forward(self.model, self.x_adv[rows]))
+            self.queries[rows] += 1
+        norm = self.threat.norm(self.x_adv - self.x)
+        return AttackRun(self.x_adv.detach(), success, self.queries, norm, self.best_loss)
