@@ -1,7 +1,7 @@
 """ONNX operators without weights: arithmetic, shapes, reductions, selection.
 
-Sizes among a converter's constants may stand for the batch (see `onnx_graph`); `Builder.call` turns them into the batch at
-run time.  What would mix examples (a reduction over the batch) is refused.
+Sizes among a converter's constants may stand for the batch (see `onnx_graph`); `Builder.call` turns them into the batch
+at run time.  What would mix examples (a reduction over the batch) is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from holdfast.subject.onnx_graph import BATCH, Builder, Live, Operation, Value, stands_for_batch
@@ -22,8 +22,9 @@ Converter = Callable[[Builder, Operation], Any]
 
 #: Operators that may be evaluated at once on sizes that stand for the batch: what they give still scales with it.
 SHAPE_ARITHMETIC = frozenset(
-    "Add Sub Mul Div Mod Neg Abs Min Max Cast Concat Gather Slice Squeeze Unsqueeze Reshape Flatten Identity Equal Greater "
-    "Less Not And Or Where ReduceProd Shape Size Floor Ceil Split".split()
+    {"Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Min", "Max", "Floor", "Ceil", "Cast", "ReduceProd", "Concat"}
+    | {"Gather", "Slice", "Split", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Identity", "Shape", "Size", "Where"}
+    | {"Equal", "Greater", "Less", "Not", "And", "Or"}
 )
 
 
@@ -118,14 +119,9 @@ def reshape(build: Builder, op: Operation) -> Live:
     return reshaped(build, x, wanted)
 
 
-def reshaped(build: Builder, x: Live, sizes: list[int]) -> Live:
-    """`x` in another shape; a leading size that repeats the batch the file was exported with is the batch."""
-    sizes = list(sizes)
-    if sizes and sizes[0] == build.declared_batch and x.shape[0] == BATCH:
-        sizes[0] = BATCH
-    if -1 in sizes:
-        known = math.prod(size for size in sizes if size != -1)
-        sizes[sizes.index(-1)] = math.prod(x.shape) // known
+def reshaped(build: Builder, x: Live, wanted: list[int]) -> Live:
+    """`x` in the shape that the file asks for, whatever the batch the file was exported with."""
+    sizes = _freed(x.shape, wanted, build.declared_batch)
     if tuple(sizes) == x.shape:
         return x
     if x.shape[0] == BATCH and sizes[0] == BATCH:
@@ -138,6 +134,32 @@ def reshaped(build: Builder, x: Live, sizes: list[int]) -> Live:
         open_sizes = [-1 if k == batched[0] else size for k, size in enumerate(sizes)]
         return Live(build.call(torch.reshape, x, open_sizes).node, x.meta.reshape(sizes))
     return build.call(torch.reshape, x, sizes)
+
+
+def _freed(old: tuple[int, ...], wanted: list[int], declared: int | None) -> list[int]:
+    """Sizes with -1 worked out and, in a file of fixed batch, the batch put where it lies in memory.
+
+    A reshape keeps the order of memory, so the dimension that holds the batch (as its slower part) has as many values
+    in front of it after the reshape as before.
+    """
+    places = [k for k, size in enumerate(old) if stands_for_batch(size)]
+    fixed = declared is not None and len(places) == 1 and not any(stands_for_batch(size) for size in wanted)
+    sizes, total = list(wanted), math.prod(old)
+    if fixed:
+        assert declared is not None
+        total = total // BATCH * declared
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = total // math.prod(size for size in sizes if size != -1)
+    if not fixed:
+        return sizes
+    assert declared is not None
+    front = math.prod(old[: places[0]])
+    fitting = [k for k, size in enumerate(sizes) if math.prod(sizes[:k]) == front and size % declared == 0]
+    if not fitting:
+        raise ValueError(f"the batch cannot be kept apart when {list(old)} becomes {wanted}; export with a free batch")
+    place = next((k for k in fitting if sizes[k] == declared), fitting[0])
+    sizes[place] = sizes[place] // declared * BATCH
+    return sizes
 
 
 def transpose(build: Builder, op: Operation) -> Live:
@@ -170,7 +192,7 @@ def concat(build: Builder, op: Operation) -> Live:
         assert value is not None
         part = build.as_live(value)
         if batched and axis != 0 and part.shape[0] in (1, build.declared_batch):
-            part = build.call(Tensor.expand, part, [BATCH, *part.shape[1:]])
+            part = build.method("expand", part, [BATCH, *part.shape[1:]])
         parts.append(part)
     return build.call(torch.cat, parts, axis)
 
@@ -224,7 +246,19 @@ def gather(build: Builder, op: Operation) -> Live:
     if index.ndim == 0:
         return build.call(torch.select, x, axis, int(index))
     taken = build.call(torch.index_select, x, axis, build.attach(index.reshape(-1)))
-    return taken if index.ndim == 1 else build.call(Tensor.unflatten, taken, axis, index.shape)
+    return taken if index.ndim == 1 else build.method("unflatten", taken, axis, index.shape)
+
+
+def gather_places(build: Builder, op: Operation) -> Live:
+    """GatherND with constant indices: x[i, j, ...] for each row (i, j, ...)."""
+    x, index = op.live(), op.constant(1)
+    assert index is not None
+    reach = index.shape[-1]
+    if op.attribute("batch_dims", 0) or any(stands_for_batch(size) for size in x.shape[:reach]):
+        raise op.unsupported("it takes some of the batch")
+    index = np.where(index < 0, index + np.array(x.shape[:reach]), index).astype(np.int64)
+    rows = tuple(build.attach(index[..., k]) for k in range(reach))
+    return build.call(operator.getitem, x, rows)
 
 
 def pad(build: Builder, op: Operation) -> Live:
@@ -252,25 +286,25 @@ def pad(build: Builder, op: Operation) -> Live:
 def expand(build: Builder, op: Operation) -> Live:
     assert op.inputs[0] is not None
     x, wanted = build.as_live(op.inputs[0]), op.setting("shape", 1)
-    rank = max(len(wanted), len(x.shape))
-    old, new = [1] * (rank - len(x.shape)) + list(x.shape), [1] * (rank - len(wanted)) + list(wanted)
-    sizes = [-1 if a == b else max(a, b) for a, b in zip(old, new, strict=True)]
-    sizes = [old[k] if size == -1 and k < rank - len(x.shape) else size for k, size in enumerate(sizes)]
-    if old[0] == BATCH and new[0] in (1, build.declared_batch):
-        sizes[0] = -1
-    return build.call(Tensor.expand, x, sizes)
+    missing = max(0, len(wanted) - len(x.shape))
+    new = [1] * (len(x.shape) - len(wanted)) + list(wanted)
+    sizes = new[:missing]
+    for before, after in zip(x.shape, new[missing:], strict=True):
+        kept = before == after or after == 1 or (stands_for_batch(before) and after == build.declared_batch)
+        sizes.append(-1 if kept else after)
+    return build.method("expand", x, sizes)
 
 
 def tile(build: Builder, op: Operation) -> Live:
     assert op.inputs[0] is not None
-    return build.call(Tensor.repeat, build.as_live(op.inputs[0]), op.setting("repeats", 1))
+    return build.method("repeat", build.as_live(op.inputs[0]), op.setting("repeats", 1))
 
 
 def constant_of_shape(build: Builder, op: Operation) -> Live:
     fill = op.attribute("value", np.zeros(1, np.float32))
     kind = torch.from_numpy(np.zeros(1, fill.dtype)).dtype
     assert build.input is not None
-    return build.call(Tensor.new_full, build.input, op.setting("shape", 0), fill.item(), dtype=kind)
+    return build.method("new_full", build.input, op.setting("shape", 0), fill.item(), dtype=kind)
 
 
 def shape(build: Builder, op: Operation) -> np.ndarray:
@@ -286,7 +320,7 @@ def cast(build: Builder, op: Operation) -> Live:
 
     kind = torch.from_numpy(np.zeros(1, helper.tensor_dtype_to_np_dtype(op.attribute("to")))).dtype
     x = op.live()
-    return x if x.meta.dtype == kind else build.call(Tensor.to, x, kind)
+    return x if x.meta.dtype == kind else build.method("to", x, kind)
 
 
 def where(build: Builder, op: Operation) -> Live:
@@ -433,6 +467,7 @@ FUNCTIONS: dict[str, Converter] = {
     "Split": split,
     "Slice": slices,
     "Gather": gather,
+    "GatherND": gather_places,
     "Pad": pad,
     "Expand": expand,
     "Tile": tile,

@@ -1,13 +1,15 @@
 """ONNX files as plain torch modules with gradients.
 
-`load_onnx` turns an inference graph into a `torch.fx.GraphModule` of ordinary layers (`nn.Linear`, `nn.Conv2d`, `nn.ReLU`,
-...) and functions, so that whatever reads torch models (attacks, bound propagation, `torch.export`) reads it too.
+`load_onnx` turns an inference graph into a `torch.fx.GraphModule` of ordinary layers (`nn.Linear`, `nn.Conv2d`,
+`nn.ReLU`, ...) and functions, so that whatever reads torch models (attacks, bound propagation, `torch.export`) reads it
+too.
 
-Every value of the graph is either a constant (a NumPy array) or live (an `fx` node with its shape).  Shapes are found by
-running each layer on a shape-only tensor whose batch size is the prime `BATCH`: a size that is a multiple of it stands for
-the batch, so chains of Shape, Gather, Mul and Concat fold into constants and come out again as `x.size(0) * k`.  A network
-exported with a fixed batch (usually 1) is freed of it the same way.  Nodes whose inputs are all constant are evaluated by
-ONNX's own reference implementation.  Operators are in `onnx_layers` and `onnx_functions`.
+Every value of the graph is either a constant (a NumPy array) or live (an `fx` node with its shape).  Shapes are found
+by running each layer on a shape-only tensor whose batch size is the prime `BATCH`: a size that is a multiple of it
+stands for the batch, so chains of Shape, Gather, Mul and Concat fold into constants and come out again as `x.size(0) * k`.
+A network exported with a fixed batch (usually 1) is freed of it by asking where in memory the batch lies.  Nodes whose
+inputs are all constant are evaluated by ONNX's own reference implementation.  Operators are in `onnx_layers` and
+`onnx_functions`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from holdfast.core.errors import InputError, MissingDependency, UnsupportedError
@@ -94,7 +97,7 @@ class Builder:
         self._size: fx.Node | None = None
 
     def placeholder(self, shape: tuple[int, ...]) -> Live:
-        self.input = Live(self.graph.placeholder("x"), torch.empty((BATCH, *shape), device="meta"))
+        self.input = Live(self.graph.placeholder("x"), torch.empty(shape, device="meta"))
         return self.input
 
     def layer(self, kind: str, module: nn.Module, value: Live) -> Live:
@@ -109,12 +112,16 @@ class Builder:
     def call(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Live:
         """Apply a function; live values among the arguments (also inside lists) are passed on as nodes."""
         meta = function(*_map(arguments, lambda v: v.meta), **_map(keywords, lambda v: v.meta))
-        node = self.graph.call_function(
-            function,
-            tuple(_free(argument, self) for argument in _map(arguments, lambda v: v.node)),
-            {name: _free(argument, self) for name, argument in _map(keywords, lambda v: v.node).items()},
-        )
-        return Live(node, meta)
+        return Live(self.graph.call_function(function, *self._nodes(arguments, keywords)), meta)
+
+    def method(self, name: str, value: Live, *arguments: Any, **keywords: Any) -> Live:
+        """Call a method of the tensor `value`."""
+        meta = getattr(value.meta, name)(*_map(arguments, lambda v: v.meta), **keywords)
+        return Live(self.graph.call_method(name, *self._nodes((value, *arguments), keywords)), meta)
+
+    def _nodes(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        positional = tuple(_free(argument, self) for argument in _map(arguments, lambda v: v.node))
+        return positional, {key: _free(value, self) for key, value in _map(keywords, lambda v: v.node).items()}
 
     def attach(self, array: np.ndarray) -> Live:
         """A constant as a buffer of the module."""
@@ -168,26 +175,56 @@ def to_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, order="C", copy=True))
 
 
-def load_onnx(path: str | Path) -> fx.GraphModule:
+def load_onnx(path: str | Path) -> nn.Module:
     """The network in an ONNX file (gzip by its name) as a module: (batch, *input_shape) float32 to (batch, ...).
 
-    The module carries `input_shape`, the shape of one example, with -1 where the file leaves a size open.
+    The module carries `input_shape`, the shape of one example.  It is an `fx.GraphModule`, or, for a network exported
+    with a batch of one that cannot be freed, an `OneByOne` around one.
 
     Raises
     ------
     InputError when the file cannot be read as ONNX; UnsupportedError naming the operator when the graph holds one that
-    cannot be converted, more than one input, or a batch that cannot be freed; MissingDependency without `onnx`.
+    cannot be converted, or more than one input, or a batch that cannot be freed; MissingDependency without `onnx`.
     """
     model = read_onnx(path)
-    graph = model.graph
-    initial = {tensor.name: _array(tensor) for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in initial]
+    try:
+        module: nn.Module = _converted_graph(model, path, freed=True)
+    except UnsupportedError:
+        if _declared(_only_input(model, path), path)[1] != 1:
+            raise
+        module = OneByOne(_converted_graph(model, path, freed=False))
+    _check_independence(module, path)
+    return module
+
+
+class OneByOne(nn.Module):
+    """A network made for a batch of one, mapped over a batch (`torch.vmap`)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.input_shape = network.input_shape
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        """Outputs of every example, as the network gives them alone."""
+        return torch.vmap(lambda example: self.network(example[None])[0])(x)
+
+
+def _only_input(model: Any, path: str | Path) -> Any:
+    initial = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in initial]
     if len(inputs) != 1:
         raise UnsupportedError(f"{path}: the network has {len(inputs)} inputs; one was wanted")
-    shape, batch, kind = _declared(inputs[0], path)
-    builder = Builder(batch)
-    values: dict[str, Value] = dict(initial)
-    values[inputs[0].name] = _typed_input(builder, shape, kind)
+    return inputs[0]
+
+
+def _converted_graph(model: Any, path: str | Path, freed: bool) -> fx.GraphModule:
+    """The graph for any batch (`freed`), or for a batch of one as it was exported."""
+    graph, entry = model.graph, _only_input(model, path)
+    shape, batch, kind = _declared(entry, path)
+    builder = Builder(batch if freed else None)
+    values: dict[str, Value] = {tensor.name: _array(tensor) for tensor in graph.initializer}
+    values[entry.name] = _typed_input(builder, (BATCH if freed else 1, *shape), kind)
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
     _convert(builder, graph, values, opset)
     return _finish(builder, values.get(graph.output[0].name), shape, path)
@@ -234,7 +271,7 @@ def _declared(value: Any, path: str | Path) -> tuple[tuple[int, ...], int | None
         raise UnsupportedError(f"{path}: the input {value.name!r} has no batch dimension")
     if -1 in sizes[1:]:
         raise UnsupportedError(
-            f"{path}: the input {value.name!r} leaves its sizes open, {sizes[1:]}; export it with fixed ones"
+            f"{path}: the input {value.name!r} leaves sizes open ({sizes[1:]}); export it with fixed ones"
         )
     return tuple(sizes[1:]), None if sizes[0] == -1 else sizes[0], tensor.elem_type
 
@@ -254,7 +291,7 @@ def _typed_input(builder: Builder, shape: tuple[int, ...], kind: int) -> Live:
         return live
     if kind not in casts:
         raise UnsupportedError(f"the network takes inputs of ONNX element type {kind}; float32 was wanted")
-    return builder.call(Tensor.to, live, casts[kind])
+    return builder.method("to", live, casts[kind])
 
 
 def _convert(builder: Builder, graph: Any, values: dict[str, Value], opset: int) -> None:
@@ -336,13 +373,14 @@ def _kind(value: Any) -> int:
 def _finish(builder: Builder, output: Value | None, shape: tuple[int, ...], path: str | Path) -> fx.GraphModule:
     if not isinstance(output, Live):
         raise UnsupportedError(f"{path}: the network's output does not depend on its input")
-    if not output.shape or output.shape[0] != BATCH:
+    assert builder.input is not None
+    if not output.shape or output.shape[0] != builder.input.shape[0]:
         raise UnsupportedError(
             f"{path}: one row of output an example was wanted; the output has shape "
             f"{tuple('batch' if size == BATCH else size for size in output.shape)}: export it with a free batch dimension"
         )
     if output.meta.dtype != torch.float32 and output.meta.dtype.is_floating_point:
-        output = builder.call(Tensor.to, output, torch.float32)
+        output = builder.method("to", output, torch.float32)
     builder.graph.output(output.node)
     module = fx.GraphModule(builder.root, builder.graph, "OnnxNetwork")
     module.graph.eliminate_dead_code()
@@ -350,20 +388,18 @@ def _finish(builder: Builder, output: Value | None, shape: tuple[int, ...], path
     module.graph.lint()
     module.recompile()
     module.input_shape = shape  # type: ignore[assignment]
-    _one_by_one(module.eval(), shape, path)
-    return module
+    return module.eval()
 
 
 @torch.no_grad()
-def _one_by_one(module: fx.GraphModule, shape: tuple[int, ...], path: str | Path) -> None:
+def _check_independence(module: nn.Module, path: str | Path) -> None:
     """Three examples at once must give what they give alone: a batch frozen into the graph would show here."""
-    x = torch.rand((3, *shape), generator=torch_generator(0, "onnx"))
+    x = torch.rand((3, *module.input_shape), generator=torch_generator(0, "onnx"))
     try:
         together, alone = module(x), torch.cat([module(part) for part in x.split(1)])
     except RuntimeError as error:
-        raise UnsupportedError(
-            f"{path}: the converted network fails on a batch of three ({str(error).splitlines()[0]})"
-        ) from error
+        why = str(error).splitlines()[0]
+        raise UnsupportedError(f"{path}: the converted network fails on a batch of three ({why})") from error
     if not torch.allclose(together, alone, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise UnsupportedError(
             f"{path}: examples depend on one another; export the network with a free batch dimension"

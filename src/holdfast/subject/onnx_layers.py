@@ -1,7 +1,7 @@
 """ONNX operators that have weights or are layers of `torch.nn`: each converter gives an ordinary layer.
 
-A matrix product with a constant becomes `nn.Linear` (with the addition of a constant row that follows it as its bias), a
-convolution `nn.Conv1d/2d/3d`, and so on, so that methods that look for layers find them.
+A matrix product with a constant becomes `nn.Linear` (with the addition of a constant row that follows it as its bias),
+a convolution `nn.Conv1d/2d/3d`, and so on, so that methods that look for layers find them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from holdfast.subject.onnx_graph import Builder, Live, Operation, Value, to_tensor
@@ -317,7 +317,7 @@ def _softmax(kind: Callable[..., nn.Module]) -> Converter:
         if op.opset >= 13 or axis == len(x.shape) - 1:
             return build.layer(op.kind, kind(dim=axis), x)
         flat = build.layer(op.kind, kind(dim=axis), build.call(torch.flatten, x, axis))
-        return build.call(Tensor.unflatten, flat, axis, x.shape[axis:])
+        return build.method("unflatten", flat, axis, x.shape[axis:])
 
     return convert
 
