@@ -1,0 +1,397 @@
+"""Does the model know when an input does not belong?
+
+Every test example is scored beside inputs that do not belong: made from the example itself (its pixels replaced by
+noise, shuffled, or drowned in noise; for rows, features drawn from different rows, or moved far out) and, where the
+user brings one, taken from another data set.  A score is good when test examples get the higher value.
+
+The score that counts is declared beforehand, the energy log sum exp of the logits (maximum softmax where the model only
+gives probabilities, whose energy is zero by construction); the others stand in a table beside it.  Its AUROC is the
+chance that a test example outscores a foreign input made from *another* example, so disjoint pairs of examples give
+independent values in [0, 1] and the interval is valid whenever the audit stops.
+
+Energy: Liu et al., 2020.  Max softmax: Hendrycks and Gimpel, 2017.  Mahalanobis: Lee et al., 2018.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from holdfast.audit.pictures import picture
+from holdfast.audit.probe import Batch, Evidence, Needs, Rows, Settings
+from holdfast.core.estimate import Estimate
+from holdfast.core.exhibit import Bars, Exhibit, Gallery, Histogram, Table
+from holdfast.core.finding import Doubt, Finding, Section
+from holdfast.core.seeds import numpy_generator
+from holdfast.core.sequences import anytime_mean
+from holdfast.inputs.detection.mahalanobis import MahalanobisDetector
+from holdfast.inputs.detection.metrics import auroc, fpr_at_tpr
+from holdfast.inputs.detection.scores import LOGIT_SCORES, energy, max_softmax
+from holdfast.inputs.features import Features, last_linear
+from holdfast.subject.data import Data
+from holdfast.subject.subject import Access, Subject
+
+SCORES = ("energy", "max softmax")
+FEATURE_SCORE = "Mahalanobis"
+IMAGE_KINDS = ("random pixels", "shuffled pixels", "heavy noise")
+ROW_KINDS = ("shuffled columns", "far away")
+CONFIDENT = 0.9
+REFERENCE_ROWS = 2000
+SPREADS_AWAY = 5.0
+
+
+@dataclass(frozen=True)
+class State:
+    """What `examine` needs beside the batch; `lead` is the declared score."""
+
+    kinds: tuple[str, ...]
+    scores: tuple[str, ...]
+    lead: str
+    reference: np.ndarray
+    spread: np.ndarray
+    layer: str | None = None
+    detector: MahalanobisDetector | None = None
+    centre: np.ndarray | None = None
+    scale: np.ndarray | None = None
+    without_features: str = ""
+
+
+@dataclass(frozen=True)
+class OutOfDistributionProbe:
+    """See the module."""
+
+    name: str = "ood"
+    question: str = "Does the model know when an input does not belong?"
+    perturbs: str = "inputs"
+    needs: Needs = field(default_factory=lambda: Needs(access=Access.SCORES))
+    shard_size: int = 256
+
+    def prepare(self, subject: Subject, settings: Settings) -> State:
+        """Look at typical values of the inputs, choose the declared score, fit the feature detector."""
+        source = subject.train or subject.test
+        reference = _sample(source, settings.seed)[0]
+        spread = reference.astype(np.float64).std(axis=0).astype(np.float32)
+        logits = subject.logits(subject.tensor(reference[:64])).double().cpu().numpy()
+        normalised = bool(np.abs(energy(logits)).max() < 1e-4)
+        lead = "max softmax" if normalised else "energy"
+        kinds = IMAGE_KINDS if subject.modality == "image" else ROW_KINDS
+        layer, reason = _feature_layer(subject)
+        if layer is None:
+            return State(kinds, SCORES, lead, reference, spread, without_features=reason)
+        detector, centre, scale = _fit_detector(subject, source, layer, settings.seed)
+        return State(kinds, (*SCORES, FEATURE_SCORE), lead, reference, spread, layer, detector, centre, scale)
+
+    def examine(self, subject: Subject, state: State, batch: Batch) -> Rows:
+        """Columns: `typical` (n, scores), `foreign` (n, kinds, scores), `sure` (n, kinds): 1 for a confident answer.
+
+        With another data set also `other` (n, scores) and `sure_other` (n,), NaN once its examples are used up.
+        """
+        foreign, sure = [], []
+        for kind in state.kinds:
+            scores, confident = _scored(subject, state, _foreign(kind, subject, state, batch))
+            foreign.append(scores)
+            sure.append(confident)
+        rows = {
+            "typical": _scored(subject, state, batch.x)[0],
+            "foreign": np.stack(foreign, axis=1),
+            "sure": np.stack(sure, axis=1),
+        }
+        if subject.other is not None:
+            rows["other"] = np.full((len(batch), len(state.scores)), np.nan)
+            rows["sure_other"] = np.full(len(batch), np.nan)
+            mine = batch.index < len(subject.other)  # every foreign example at most once, so that pairs are independent
+            if mine.any():
+                x = subject.tensor(subject.other.inputs.take(batch.index[mine]))
+                rows["other"][mine], rows["sure_other"][mine] = _scored(subject, state, x)
+        return rows
+
+    def headline(self, state: State, evidence: Evidence, settings: Settings) -> Estimate | None:
+        """AUROC of the declared score against the other data set, if there is one, else the mean over what we made."""
+        lead = state.scores.index(state.lead)
+        typical = evidence["typical"][:, lead]
+        if "other" in evidence.columns:
+            return _anytime_auroc(typical, evidence["other"][:, None, lead], settings.level)
+        return _anytime_auroc(typical, evidence["foreign"][:, :, lead], settings.level)
+
+    def conclude(self, subject: Subject, state: State, evidence: Evidence, settings: Settings) -> Section:
+        """Findings of the declared score, a table of all scores, the histogram of the declared one."""
+        sets = _foreign_sets(state, evidence)
+        findings = _findings(state, evidence, settings)
+        told = next((finding for finding in findings if finding.headline), None)
+        return Section(
+            probe=self.name,
+            question=self.question,
+            answer="Too few examples were examined to say." if told is None else told.sentence,
+            findings=tuple(findings),
+            exhibits=_exhibits(subject, state, evidence, sets, settings),
+            doubts=tuple(_doubts(state, evidence, sets, settings)),
+            method=_method(state, subject),
+            advice="Set a threshold on the score with held-out data of your own and refuse inputs below it; "
+            "try it on the kind of foreign input you expect, since a score that knows noise may not know a near miss.",
+            examined=len(evidence),
+            available=len(subject.test),
+        )
+
+
+def _findings(state: State, evidence: Evidence, settings: Settings) -> list[Finding]:
+    lead = state.scores.index(state.lead)
+    typical, foreign = evidence["typical"][:, lead], evidence["foreign"][:, :, lead]
+    has_other = "other" in evidence.columns
+    findings = []
+    made = _anytime_auroc(typical, foreign, settings.level)
+    if made is not None:
+        sentence = (
+            f"Its {state.lead} score is higher for a test example than for an input that does not belong in "
+            f"{made.value:.1%} of pairs (average over {', '.join(state.kinds)}; 50% would be blind)."
+        )
+        findings.append(Finding("ood", "auroc", made, sentence, unit="AUROC", headline=not has_other))
+    if has_other and (other := _anytime_auroc(typical, evidence["other"][:, None, lead], settings.level)) is not None:
+        sentence = (
+            f"Its {state.lead} score is higher for a test example than for an example of the other data set in "
+            f"{other.value:.1%} of pairs (50% would be blind)."
+        )
+        findings.append(Finding("ood", "auroc_other", other, sentence, unit="AUROC", headline=True))
+    passed = _mean_false_positive_rate(typical, foreign, settings)
+    findings.append(
+        Finding(
+            "ood",
+            "fpr95",
+            passed,
+            f"A threshold that 95% of test examples pass lets {passed.value:.1%} of the foreign inputs through.",
+            direction="lower is better",
+        )
+    )
+    sure = anytime_mean(evidence["sure"].mean(axis=1), level=settings.level)
+    findings.append(
+        Finding(
+            "ood",
+            "confident",
+            sure,
+            f"On {sure.value:.1%} of inputs that have no answer the model is at least {CONFIDENT:.0%} sure of one.",
+            direction="lower is better",
+            column="sure",
+        )
+    )
+    return findings
+
+
+def _anytime_auroc(
+    typical: Float[np.ndarray, " n"], foreign: Float[np.ndarray, "n kinds"], level: float
+) -> Estimate | None:
+    """Mean over kinds of P(typical > foreign), from disjoint pairs of examples; None without a pair."""
+    known = np.isfinite(foreign).all(axis=1)
+    typical, foreign = typical[known], foreign[known]
+    pairs = len(typical) // 2
+    if pairs == 0:
+        return None
+    first, second = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
+    wins = _win(typical[first, None], foreign[second]) + _win(typical[second, None], foreign[first])
+    return anytime_mean((wins / 2).mean(axis=1), level=level)
+
+
+def _win(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a > b) + 0.5 * (a == b)
+
+
+def _mean_false_positive_rate(typical: np.ndarray, foreign: np.ndarray, settings: Settings) -> Estimate:
+    kinds = foreign.shape[1]
+    parts = [
+        fpr_at_tpr(
+            typical, foreign[:, k], level=settings.level, generator=numpy_generator(settings.seed, "ood", "fpr95", k)
+        )
+        for k in range(kinds)
+    ]
+    low, value, high = (float(np.mean([getattr(part, name) for part in parts])) for name in ("low", "value", "high"))
+    return Estimate(value, low, high, settings.level, len(typical), "bootstrap")
+
+
+def _foreign_sets(state: State, evidence: Evidence) -> dict[str, np.ndarray]:
+    sets = {kind: evidence["foreign"][:, k] for k, kind in enumerate(state.kinds)}
+    if "other" in evidence.columns and np.isfinite(evidence["other"]).any():
+        sets["other data set"] = evidence["other"][np.isfinite(evidence["other"]).all(axis=1)]
+    return sets
+
+
+def _exhibits(
+    subject: Subject, state: State, evidence: Evidence, sets: dict[str, np.ndarray], settings: Settings
+) -> tuple[Exhibit, ...]:
+    lead = state.scores.index(state.lead)
+    areas = {
+        (score, name): auroc(evidence["typical"][:, s], values[:, s], level=settings.level)
+        for s, score in enumerate(state.scores)
+        for name, values in sets.items()
+    }
+    table = Table(
+        "AUROC of every score on every kind of foreign input",
+        ("score", *sets, "worst"),
+        tuple(
+            (score, *(areas[score, name] for name in sets), min(areas[score, name].value for name in sets))
+            for score in state.scores
+        ),
+        caption=f"The declared score is {state.lead}; the others are shown, not chosen from.  These intervals (DeLong) "
+        "are for a run of fixed length.",
+    )
+    bars = Bars(
+        f"How well the {state.lead} score tells each kind apart",
+        "AUROC",
+        tuple(sets),
+        tuple(areas[state.lead, name] for name in sets),
+        reference=0.5,
+        limits=(0.0, 1.0),
+        caption="0.5 is blind; below 0.5 the model finds the foreign inputs more typical than the test data.",
+    )
+    shown: list[Exhibit] = [_histogram(evidence["typical"][:, lead], sets, lead, state.lead), bars, table]
+    if subject.other is not None and "other" in evidence.columns:
+        shown.append(_gallery(subject, subject.other, evidence, lead))
+    return tuple(shown)
+
+
+def _histogram(typical: np.ndarray, sets: dict[str, np.ndarray], lead: int, name: str) -> Histogram:
+    groups = {"test data": typical, **{kind: values[:, lead] for kind, values in sets.items()}}
+    low, high = np.quantile(np.concatenate(list(groups.values())), [0.005, 0.995])
+    edges = np.linspace(low, high if high > low else low + 1.0, 31)
+    counted = tuple(
+        (kind, tuple(map(float, np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0])))
+        for kind, values in groups.items()
+    )
+    return Histogram(
+        f"Scores of inputs that do and do not belong ({name})",
+        f"{name} score (higher: more typical)",
+        tuple(map(float, edges)),
+        counted,
+        caption="The less the test data overlap with the rest, the better a threshold works.",
+    )
+
+
+def _gallery(subject: Subject, other: Data, evidence: Evidence, lead: int) -> Gallery:
+    scores = np.nan_to_num(evidence["other"][:, lead], nan=-np.inf)
+    most = [row for row in np.argsort(-scores, kind="stable")[:8] if np.isfinite(scores[row])]
+    images = other.inputs.take(evidence.clean["index"][most]) if most else []
+    return Gallery(
+        "Foreign examples that the model finds most typical",
+        tuple(
+            picture(f"score {scores[row]:.2f}", image, modality=subject.modality, valid=subject.valid)
+            for row, image in zip(most, images, strict=True)
+        ),
+    )
+
+
+def _doubts(state: State, evidence: Evidence, sets: dict[str, np.ndarray], settings: Settings) -> list[Doubt]:
+    lead = state.scores.index(state.lead)
+    typical = evidence["typical"][:, lead]
+    inverted = [
+        name for name, values in sets.items() if auroc(typical, values[:, lead], level=settings.level).high < 0.5
+    ]
+    doubts = []
+    if inverted:
+        doubts.append(
+            Doubt(
+                "score upside down",
+                f"The {state.lead} score is higher on {' and '.join(inverted)} than on the test data, so a threshold "
+                "on it would let these inputs in and keep test examples out.",
+                touches=("ood.auroc", "ood.fpr95"),
+                advice="Do not threshold this score for such inputs; another score may do better (see the table).",
+            )
+        )
+    if np.ptp(typical) == 0:
+        doubts.append(
+            Doubt(
+                "constant score",
+                f"The {state.lead} score is the same for every test example, so it can tell nothing apart.",
+                touches=("ood.auroc", "ood.auroc_other", "ood.fpr95"),
+                advice="Check that the model returns logits, not labels.",
+            )
+        )
+    return doubts
+
+
+def _method(state: State, subject: Subject) -> str:
+    detector = (
+        f"The Mahalanobis detector was fitted on what enters layer {state.layer!r} for training examples, each feature "
+        "scaled to unit spread, covariance by Ledoit and Wolf."
+        if state.detector is not None
+        else f"No feature detector: {state.without_features}."
+    )
+    foreign = "another data set and " if subject.other is not None else ""
+    return (
+        f"Compared with {foreign}inputs made from the test examples: {', '.join(state.kinds)}.  Declared score: "
+        f"{state.lead}.  AUROC from disjoint pairs of examples, valid whenever the audit stops; the share let through "
+        f"at 95% is bootstrapped for the examples seen.  {detector}"
+    )
+
+
+def _scored(subject: Subject, state: State, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (n, scores) and whether the model is confident (n,), as float64."""
+    if state.layer is None:
+        logits = subject.logits(x).double().cpu().numpy()
+    else:
+        (features,), logits = Features(subject.model, (state.layer,), at="input").with_logits(x)
+    columns = [LOGIT_SCORES[name](logits) for name in SCORES]
+    if state.detector is not None and state.centre is not None and state.scale is not None:
+        columns.append(state.detector.score_samples((features - state.centre) / state.scale))
+    return np.stack(columns, axis=1), (max_softmax(logits) >= np.log(CONFIDENT)).astype(np.float64)
+
+
+def _foreign(kind: str, subject: Subject, state: State, batch: Batch) -> Tensor:
+    """One input of this kind for every example of the batch."""
+    x, generator = batch.x.cpu(), batch.generator
+    if kind == "shuffled pixels":
+        flat = x.flatten(2)
+        order = torch.rand(len(x), 1, flat.shape[2], generator=generator).argsort(-1)
+        made = flat.gather(2, order.expand_as(flat)).reshape(x.shape)
+    elif kind == "shuffled columns":
+        pool = torch.from_numpy(state.reference).flatten(1)
+        rows = torch.randint(len(pool), (len(x), pool.shape[1]), generator=generator)
+        made = pool.gather(0, rows).reshape(x.shape)
+    elif kind == "far away":
+        sign = torch.randint(0, 2, x.shape, generator=generator) * 2 - 1
+        made = x + SPREADS_AWAY * sign * torch.from_numpy(state.spread)
+    else:
+        low, high = _range(subject, state)
+        noise = torch.rand(x.shape, generator=generator)
+        if kind == "random pixels":
+            made = low + (high - low) * noise
+        else:
+            normal = torch.randn(x.shape, generator=generator)
+            made = x + 0.5 * (high - low) * normal
+    if subject.valid is not None and subject.modality == "image":
+        low, high = _range(subject, state)
+        made = torch.minimum(torch.maximum(made, low), high)
+    return made.to(batch.x.device)
+
+
+def _range(subject: Subject, state: State) -> tuple[Tensor, Tensor]:
+    if subject.valid is None:
+        return torch.tensor(float(state.reference.min())), torch.tensor(float(state.reference.max()))
+    low, high = (torch.as_tensor(bound, dtype=torch.float32).cpu() for bound in subject.valid)
+    return low, high
+
+
+def _feature_layer(subject: Subject) -> tuple[str | None, str]:
+    if subject.access < Access.GRADIENTS:
+        return None, "the model gives scores but not its layers"
+    if subject.train is None:
+        return None, "it needs training data, and none were given"
+    layer = last_linear(subject.model)
+    return (layer, "") if layer is not None else (None, "the model has no linear layer to take features from")
+
+
+def _fit_detector(
+    subject: Subject, train: Data, layer: str, seed: int
+) -> tuple[MahalanobisDetector, np.ndarray, np.ndarray]:
+    x, y = _sample(train, seed)
+    counts = np.bincount(y)
+    kept = counts[y] >= 2  # a class needs two examples to have a spread
+    (features,) = Features(subject.model, (layer,), at="input")(subject.tensor(x[kept]))
+    centre, scale = features.mean(axis=0), features.std(axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    return MahalanobisDetector().fit((features - centre) / scale, y[kept]), centre, scale
+
+
+def _sample(data: Data, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    order = numpy_generator(seed, "ood", "reference").permutation(len(data))[:REFERENCE_ROWS]
+    return data.take(np.sort(order))
