@@ -34,7 +34,7 @@ from holdfast.core.errors import HoldfastError, InputError, ResumeError, Storage
 from holdfast.core.finding import Doubt, Finding, Section
 from holdfast.store.files import Folder, sole_writer
 from holdfast.store.manifest import EVIDENCE_VERSION, FINDINGS, MANIFEST, read_json, require_same, write_json
-from holdfast.subject.fingerprint import fingerprint
+from holdfast.subject.fingerprint import data_fingerprint, fingerprint
 from holdfast.subject.subject import Subject
 
 
@@ -205,6 +205,7 @@ def _described(subject: Subject, mark: str) -> dict[str, Any]:
         "test_examples": len(subject.test),
         "train_examples": 0 if subject.train is None else len(subject.train),
         "fingerprint": mark,
+        "data_fingerprint": data_fingerprint(subject.test),
     }
 
 

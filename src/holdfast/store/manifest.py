@@ -19,7 +19,12 @@ EVIDENCE_VERSION = 1
 
 def write_json(folder: Folder, name: str, content: Mapping[str, Any]) -> None:
     """Write `content` as readable JSON, atomically."""
-    folder.write(name, (json.dumps(_finite(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    folder.write(name, to_json(content).encode())
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """`content` as readable standard JSON, ending in a line end."""
+    return json.dumps(_finite(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

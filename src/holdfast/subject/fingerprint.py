@@ -51,6 +51,14 @@ def fingerprint(subject: Subject) -> str:
     return digest.hexdigest()
 
 
+def data_fingerprint(data: Data) -> str:
+    """32 hexadecimal digits that name a data set alone, so that runs of different models on it can be compared."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in _data_parts(data):
+        digest.update(part)
+    return digest.hexdigest()
+
+
 def file_digest(path: str | Path) -> str:
     """Hexadecimal digest of a file's bytes."""
     with Path(path).open("rb") as file:
