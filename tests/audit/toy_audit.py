@@ -1,6 +1,6 @@
 """A subject and a probe small enough to know every answer; also runnable, so that tests can kill it.
 
-python toy.py OUT DELAY [--resume] audits the toy subject, sleeping DELAY seconds a shard.
+python toy_audit.py OUT DELAY [--resume] audits the toy subject, sleeping DELAY seconds a shard.
 """
 
 import sys
