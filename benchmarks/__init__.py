@@ -1,0 +1,1 @@
+"""Ours and a peer, side by side: `python -m benchmarks` runs, checks, times and writes the table."""
