@@ -6,7 +6,8 @@ too.
 
 Every value of the graph is either a constant (a NumPy array) or live (an `fx` node with its shape).  Shapes are found
 by running each layer on a shape-only tensor whose batch size is the prime `BATCH`: a size that is a multiple of it
-stands for the batch, so chains of Shape, Gather, Mul and Concat fold into constants and come out again as `x.size(0) * k`.
+stands for the batch, so chains of Shape, Gather, Mul and Concat fold into constants and come out again as `x.size(0)
+* k`.
 A network exported with a fixed batch (usually 1) is freed of it by asking where in memory the batch lies.  Nodes whose
 inputs are all constant are evaluated by ONNX's own reference implementation.  Operators are in `onnx_layers` and
 `onnx_functions`.
@@ -377,7 +378,8 @@ def _finish(builder: Builder, output: Value | None, shape: tuple[int, ...], path
     if not output.shape or output.shape[0] != builder.input.shape[0]:
         raise UnsupportedError(
             f"{path}: one row of output an example was wanted; the output has shape "
-            f"{tuple('batch' if size == BATCH else size for size in output.shape)}: export it with a free batch dimension"
+            f"{tuple('batch' if size == BATCH else size for size in output.shape)}: export it with a free batch "
+            "dimension"
         )
     if output.meta.dtype != torch.float32 and output.meta.dtype.is_floating_point:
         output = builder.method("to", output, torch.float32)

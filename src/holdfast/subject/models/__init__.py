@@ -1,0 +1,1 @@
+"""How models come in, one form a module; each gives a `LoadedModel`."""

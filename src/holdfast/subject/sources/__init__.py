@@ -1,0 +1,1 @@
+"""How data come in, one form a module; each gives `Examples`."""
