@@ -77,14 +77,14 @@ def _earlier_options(options: dict[str, Any], ctx: click.Context) -> dict[str, A
 def run(options: dict[str, Any]) -> int:
     """Load, audit, report, decide the gates; returns the exit code."""
     from holdfast.audit.gate import Condition
-    from holdfast.audit.probes import load_probes
+    from holdfast.audit.probes import chosen_names
 
     conditions = [Condition.parse(text) for text in options["fail_if"]]
     names = (
         None if options["probes"] is None else [name.strip() for name in options["probes"].split(",") if name.strip()]
     )
+    names = chosen_names(names)
     settings = _settings(options)
-    load_probes(names)
     subject = _subject(options)
     out = options["out"] or _default_out(subject.name)
     result = _audit(subject, settings, names, out, options)

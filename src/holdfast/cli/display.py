@@ -82,7 +82,7 @@ class Display:
         if row is not None:
             row.state = section.status
         if self._live is None:
-            self.console.print(f"[bold]{section.probe:12}[/bold] {section.answer}", highlight=False, markup=True)
+            self.console.print(f"{section.probe:12} {section.answer}", highlight=False, markup=False, soft_wrap=True)
 
     def track(self, items: Iterable, description: str, total: int | None) -> Iterable:
         """Progress of inner loops is shown by the table already."""
