@@ -5,6 +5,7 @@ probe."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -209,8 +210,13 @@ def calibration_section(rng, count):
     )  # fmt: skip
 
 
+@cache
+def digits() -> np.ndarray:
+    return load_digits().images / 16
+
+
 def digit(position: int) -> np.ndarray:
-    return load_digits().images[position] / 16
+    return digits()[position]
 
 
 def adversarial_section(robust, correct, index, names):
@@ -352,3 +358,9 @@ def plain_run(tmp_path_factory) -> str:
 def hostile_run(tmp_path_factory) -> str:
     """A partial run whose every name wants to break out of the page."""
     return build_run(tmp_path_factory.mktemp("runs") / "hostile", names=HOSTILE, status="partial")
+
+
+@pytest.fixture(scope="session")
+def build():
+    """`build_run` for tests that need runs of their own."""
+    return build_run

@@ -153,7 +153,6 @@ def test_every_section_says_how_to_make_it_again(plain):
 
 def test_the_page_is_a_function_of_the_folder(plain, plain_run, tmp_path):
     shutil.copytree(plain_run, tmp_path / "moved")
-    assert render(tmp_path / "moved") == plain
     path = write_report(tmp_path / "moved")
     assert path == str(tmp_path / "moved" / "report.html")
     assert (tmp_path / "moved" / "report.html").read_text() == plain
@@ -165,18 +164,8 @@ def test_many_pictures_are_cut_so_that_the_page_stays_small(plain_run, tmp_path)
     shots = tuple(Picture(f"{k}", png=row.tobytes().hex()) for k, row in enumerate(noise))
     found = read_json(Folder(str(tmp_path / "run")), FINDINGS)
     section = Section.from_dict(found["sections"][0])
-    found["sections"][0] = {**section.to_dict(), "exhibits": [Gallery("Many", shots).to_dict()]}
+    found["sections"] = [{**section.to_dict(), "exhibits": [Gallery("Many", shots).to_dict()]}]
     write_json(Folder(str(tmp_path / "run")), FINDINGS, found)
     page = render_html(RunRecord.read(tmp_path / "run"))
     assert 1_000_000 < len(page.encode()) < LARGEST
     assert "they were left out to keep this page small" in page
-
-
-def test_a_run_started_from_python_says_so(plain_run, tmp_path):
-    shutil.copytree(plain_run, tmp_path / "run")
-    folder = Folder(str(tmp_path / "run"))
-    manifest = read_json(folder, "manifest.json")
-    write_json(folder, "manifest.json", {**manifest, "command": []})
-    assert "audit(subject, out=&#34;again&#34;, probes=[&#39;weights&#39;], settings=Settings(seed=0" in render(
-        tmp_path / "run"
-    )

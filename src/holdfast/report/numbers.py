@@ -61,14 +61,15 @@ def value_text(estimate: Estimate, unit: str = "share") -> str:
 
 
 def interval_text(estimate: Estimate, unit: str = "share") -> str:
-    """The interval: "93.0 – 95.0 %"; empty when the number is exact."""
+    """The interval: "93.0 – 95.0 %", "−0.2 to 0.4"; empty when the number is exact."""
     if estimate.width == 0:
         return ""
+    joint = DASH if estimate.low >= 0 else "to"
     if is_share(unit):
         places = _share_places(estimate)
-        return f"{_fixed(100 * estimate.low, places)} {DASH} {_fixed(100 * estimate.high, places)} %"
+        return f"{_fixed(100 * estimate.low, places)} {joint} {_fixed(100 * estimate.high, places)} %"
     places = decimals(estimate.width)
-    return f"{_fixed(estimate.low, places)} {DASH} {_fixed(estimate.high, places)}"
+    return f"{_fixed(estimate.low, places)} {joint} {_fixed(estimate.high, places)}"
 
 
 def _share_places(estimate: Estimate) -> int:

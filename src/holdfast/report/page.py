@@ -84,13 +84,18 @@ def exhibit_view(exhibit: Exhibit, name: str, share_of_pictures: float = 1.0) ->
     }
     if isinstance(exhibit, Table):
         shown, note = table_view(exhibit)
-        return view | {"table": shown, "note": note, "wide": len(exhibit.columns) > 4}
+        return view | {"table": shown, "note": note, "wide": _is_wide(exhibit)}
     if isinstance(exhibit, Gallery):
         shown, note = gallery_view(exhibit, share_of_pictures)
         return view | {"gallery": shown, "note": note, "wide": True}
     drawing = draw_exhibit(exhibit, name)
     legend = tuple((label, Markup(swatch(number))) for label, number in drawing.legend)
     return view | {"svg": Markup(drawing.svg), "legend": legend, "note": drawing.note}
+
+
+def _is_wide(table: Table) -> bool:
+    longest = max((len(cell) for row in table.rows for cell in row if isinstance(cell, str)), default=0)
+    return len(table.columns) > 3 or longest > 40
 
 
 def table_view(table: Table) -> tuple[dict[str, Any], str]:

@@ -26,6 +26,8 @@ Word = Literal["Holds", "Wavers", "Falls", "Undecided", "Not proven", "In doubt"
 
 #: Shares of the clean accuracy that must remain: at least the first to hold, less than the second to fall.
 RETAINED = (0.9, 0.5)
+#: A number on a line is on the line, whatever rounding did to either.
+SLACK = 1e-9
 #: Probes whose headline is an accuracy under perturbation.
 AGAINST_CLEAN = ("adversarial", "certified", "corruption", "weights")
 #: Of these, the ones that only prove: what they do not prove may still hold.
@@ -160,11 +162,12 @@ def _against_guessing(estimate: Estimate, classes: int) -> tuple[Word, str]:
 def _between(estimate: Estimate, holds: float, falls: float, higher: bool) -> Word:
     sign = 1.0 if higher else -1.0
     worst, best = sorted((sign * estimate.low, sign * estimate.high))
-    if worst >= sign * holds:
+    holds, falls = sign * holds - SLACK, sign * falls - SLACK
+    if worst >= holds:
         return "Holds"
-    if best < sign * falls:
+    if best < falls:
         return "Falls"
-    return "Undecided" if best >= sign * holds and worst < sign * falls else "Wavers"
+    return "Undecided" if best >= holds and worst < falls else "Wavers"
 
 
 @dataclass(frozen=True)
