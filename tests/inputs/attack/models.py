@@ -1,6 +1,10 @@
 """Small models whose robustness is known or cheap to measure."""
 
+from functools import lru_cache
+
 import torch
+from sklearn.datasets import load_digits
+from sklearn.neural_network import MLPClassifier
 from torch import nn
 
 
@@ -55,3 +59,19 @@ def images(model, seed=1, batch=64, channels=1, side=12):
     y = logits.argmax(1)
     y[: batch // 10] = (y[: batch // 10] + 1) % logits.shape[1]
     return x, y
+
+
+@lru_cache
+def trained():
+    """A small network fitted to scikit-learn's digits, float32, with 200 held-out images in [0, 1] and their labels."""
+    bunch = load_digits()
+    x, y = bunch.images[:, None] / 16.0, bunch.target
+    fitted = MLPClassifier((48,), max_iter=40, random_state=0, early_stopping=False, tol=1e-2)
+    fitted.fit(x[200:].reshape(-1, 64), y[200:])
+    layers = [nn.Flatten()]
+    for weight, bias in zip(fitted.coefs_, fitted.intercepts_):
+        layer = nn.Linear(*weight.shape)
+        layer.load_state_dict({"weight": torch.tensor(weight.T), "bias": torch.tensor(bias)})
+        layers += [layer, nn.ReLU()]
+    model = nn.Sequential(*layers[:-1]).float().eval()
+    return model, torch.tensor(x[:200], dtype=torch.float32), torch.tensor(y[:200])

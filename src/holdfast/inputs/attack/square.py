@@ -1,0 +1,246 @@
+"""Square Attack (Andriushchenko et al., 2020): random search by scores alone.
+
+Every query proposes a square (per example: its own place and signs) and keeps it when the margin z_y - max_{j != y}
+z_j falls.  The share p of the input that a square covers starts at `first_share` and falls on the published schedule.
+
+    L-infinity and Box   start with vertical stripes at the ends of the interval; a square sets its channels to one end
+    L2 and L1            start with a 5 x 5 grid of bumps scaled to the radius; a step clears one window and spends
+    its norm, and
+                         what is unused, on a bump in another
+
+Images are (batch, channels, height, width) of any proportions; rows (batch, features) are treated as images of height
+one, where the square is an interval of features.  Errors as in `gradient`; UnsupportedError for other threats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from holdfast.core.errors import InputError, UnsupportedError
+from holdfast.inputs.attack.loop import AttackRun, Model, Search, forward
+from holdfast.inputs.attack.losses import Goal
+from holdfast.threats.balls import L1, L2, Box, Linf
+from holdfast.threats.base import Threat, Valid, uniform
+
+#: Query number after which the share is first_share / 2**(place + 1).
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+def share(query: int, first_share: float) -> float:
+    """Share of the input a square covers at this query."""
+    return first_share / 2 ** sum(query > step for step in HALVINGS)
+
+
+@dataclass(frozen=True)
+class Square:
+    """Square Attack with `queries` proposals; `rescale` stretches the schedule to their number."""
+
+    threat: Threat
+    queries: int = 5000
+    first_share: float = 0.8
+    rescale: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threat, (Linf, Box, L2, L1)):
+            raise UnsupportedError(f"Square attacks L-infinity, Box, L2 and L1 threats, not {self.threat!r}")
+        if self.queries < 1 or not 0 < self.first_share <= 1:
+            raise InputError(
+                f"Square needs at least one query and a share in (0, 1], got {self.queries} and {self.first_share}"
+            )
+
+    def __call__(
+        self,
+        model: Model,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, " batch"],
+        *,
+        valid: Valid = (0, 1),
+        generator: torch.Generator | None = None,
+        goal: Goal | None = None,
+    ) -> Float[Tensor, "batch *shape"]:
+        return self.run(model, x, y, valid=valid, generator=generator, goal=goal).x_adv
+
+    def run(
+        self,
+        model: Model,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, " batch"],
+        *,
+        valid: Valid = (0, 1),
+        generator: torch.Generator | None = None,
+        goal: Goal | None = None,
+        clean_logits: Float[Tensor, "batch classes"] | None = None,
+    ) -> AttackRun:
+        """Adversarial inputs with the record of the search; `clean_logits` saves a pass where they are known."""
+        search = Search.begin(model, self.threat, x, y, valid, goal, "margin", clean_logits)
+        rows = search.standing()
+        if not len(rows):
+            return search.close()
+        start, plane = search.x[rows], as_planes(search.x[rows])
+        ends = tuple(as_planes(end) for end in self.threat.interval(start, valid))
+        by_ends = isinstance(self.threat, (Linf, Box))
+        current = stripes(plane, ends, generator) if by_ends else bump_grid(plane, generator)
+        best = torch.full_like(search.best_loss[rows], -torch.inf)
+        for query in range(self.queries):
+            if query == 0:
+                proposal = current
+            else:
+                covered = share(query * 10000 // self.queries if self.rescale else query, self.first_share)
+                if by_ends:
+                    proposal = set_square(current, ends, covered, generator)
+                else:
+                    proposal = move_mass(current, plane, self.threat, covered, valid, generator)
+            point = self._admissible(proposal, plane, by_ends, valid).reshape(start.shape)
+            logits = forward(search.model, point)
+            loss = search.aim.take(rows).value(logits)
+            fooled = search.note(rows, point, logits, loss)
+            better = loss > best
+            current = torch.where(better[:, None, None, None], proposal, current)
+            best = torch.where(better, loss, best)
+            if bool(fooled.any()):
+                keep = ~fooled
+                rows, start, plane, current, best = rows[keep], start[keep], plane[keep], current[keep], best[keep]
+                ends = tuple(end[keep] for end in ends)
+                if not len(rows):
+                    break
+        return search.close()
+
+    def _admissible(self, proposal: Tensor, plane: Tensor, by_ends: bool, valid: Valid) -> Tensor:
+        """Points of a proposal: itself between the ends, or a direction scaled to the whole radius and clipped."""
+        if by_ends:
+            return proposal
+        size = self.threat.norm(proposal).clamp(min=torch.finfo(plane.dtype).tiny)
+        limits = None if valid is None else tuple(as_limits(end, plane) for end in valid)
+        return self.threat.project(plane + proposal * (self.threat.radius / size)[:, None, None, None], plane, limits)
+
+
+def as_planes(x: Tensor) -> Float[Tensor, "batch channels height width"]:
+    """Images as they are; anything else as one row of features."""
+    return x if x.ndim == 4 else x.reshape(len(x), 1, 1, -1)
+
+
+def as_limits(end: object, plane: Tensor) -> Tensor:
+    """One end of the valid range, broadcastable against planes."""
+    limit = torch.as_tensor(end, dtype=plane.dtype, device=plane.device)
+    return limit.reshape(1, 1, -1) if limit.ndim and plane.shape[1:3] == (1, 1) else limit
+
+
+def side_lengths(plane: Tensor, covered: float, smallest: int = 1) -> tuple[int, int]:
+    """Height and width of a window covering a share of the plane; odd when `smallest` is 3."""
+    height, width = plane.shape[2:]
+    if height == 1:
+        sides = [1, max(round(covered * width), smallest)]
+    else:
+        side = max(round((covered * height * width) ** 0.5), smallest)
+        sides = [side, side]
+    if smallest == 3:
+        sides = [side + 1 - side % 2 for side in sides]
+    return min(sides[0], height), min(sides[1], width)
+
+
+def stripes(plane: Tensor, ends: tuple[Tensor, ...], generator: torch.Generator | None) -> Tensor:
+    """Each column of each channel at one end of its interval."""
+    drawn = uniform(plane, generator, (*plane.shape[:2], 1, plane.shape[3]))
+    return torch.where(drawn < 0.5, ends[0], ends[1])
+
+
+def corners(plane: Tensor, window: tuple[int, int], generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """A random place of a window, one an example."""
+    drawn = uniform(plane.double(), generator, (2, len(plane)))
+    places = [plane.shape[2 + k] - window[k] + 1 for k in range(2)]
+    top, left = ((drawn[k] * places[k]).long().clamp(max=places[k] - 1) for k in range(2))
+    return top, left
+
+
+def window_mask(plane: Tensor, window: tuple[int, int], top: Tensor, left: Tensor) -> Tensor:
+    """(batch, 1, height, width) true inside each example's window."""
+    rows = torch.arange(plane.shape[2], device=plane.device)
+    columns = torch.arange(plane.shape[3], device=plane.device)
+    down = (rows >= top[:, None]) & (rows < top[:, None] + window[0])
+    across = (columns >= left[:, None]) & (columns < left[:, None] + window[1])
+    return (down[:, :, None] & across[:, None, :])[:, None]
+
+
+def set_square(current: Tensor, ends: tuple[Tensor, ...], covered: float, generator: torch.Generator | None) -> Tensor:
+    """A square whose channels each go to one end of their interval."""
+    window = side_lengths(current, covered)
+    mask = window_mask(current, window, *corners(current, window, generator))
+    low = uniform(current, generator, (*current.shape[:2], 1, 1)) < 0.5
+    return torch.where(mask, torch.where(low, ends[0], ends[1]), current)
+
+
+def bump(height: int, width: int, like: Tensor) -> Float[Tensor, "height width"]:
+    """Two pyramids of opposite sign side by side along the longer axis, of unit L2 norm.
+
+    A pyramid's value is the sum of 1 / (k + 1)^2 over the nested rectangles, from the largest in, that hold the place.
+    """
+    if width > height:
+        return bump(width, height, like).T
+    half = height // 2
+    parts = [pyramid(half, width, like), -pyramid(height - half, width, like)] if half else [pyramid(1, width, like)]
+    joined = torch.cat(parts)
+    return joined / torch.linalg.vector_norm(joined)
+
+
+def pyramid(height: int, width: int, like: Tensor) -> Tensor:
+    """Sum of 1 / (k + 1)^2 over rings k at least as large as the Chebyshev distance from the centre."""
+    rows = torch.arange(height, device=like.device) - height // 2
+    columns = torch.arange(width, device=like.device) - width // 2
+    distance = torch.maximum(rows.abs()[:, None], columns.abs()[None, :])
+    rings = torch.arange(max(height, width) // 2 + 1, device=like.device)
+    worth = 1 / (rings + 1.0).square()
+    tail = worth.flip(0).cumsum(0).flip(0).to(like.dtype)
+    return tail[distance.clamp(max=len(rings) - 1)]
+
+
+def random_signs(plane: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One sign per example and channel."""
+    return torch.where(uniform(plane, generator, (*plane.shape[:2], 1, 1)) < 0.5, -1.0, 1.0).to(plane.dtype)
+
+
+def bump_grid(plane: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A 5 x 5 grid of bumps with random signs (1 x 5 for rows)."""
+    height, width = plane.shape[2:]
+    high, wide = max(height // 5, 1), max(width // 5, 1)
+    grid = torch.zeros_like(plane)
+    for top in range((height % high) // 2, height - high + 1, high):
+        for left in range((width % wide) // 2, width - wide + 1, wide):
+            grid[:, :, top : top + high, left : left + wide] = bump(high, wide, plane) * random_signs(plane, generator)
+    return grid
+
+
+def move_mass(
+    current: Tensor, plane: Tensor, threat: Threat, covered: float, valid: Valid, generator: torch.Generator | None
+) -> Tensor:
+    """Clear one window and spend its norm, and the unused budget, on a bump in another."""
+    power = 1 if isinstance(threat, L1) else 2
+    channels = plane.shape[1]
+    window = side_lengths(plane, covered, smallest=3)
+    size = threat.norm(current).clamp(min=torch.finfo(plane.dtype).tiny)
+    delta = current * (threat.radius / size)[:, None, None, None]
+    places = [corners(plane, window, generator) for _ in range(2)]
+    into, out_of = (window_mask(plane, window, *place) for place in places)
+    held = (delta.abs() ** power * (into | out_of)).sum((2, 3), keepdim=True)
+    limits = None if valid is None else tuple(as_limits(end, plane) for end in valid)
+    used = threat.norm(threat.project(plane + delta, plane, limits) - plane) ** power
+    unused = (threat.radius**power - used).clamp(min=0)[:, None, None, None] / channels
+    inside = delta * into
+    inside_size = (inside.abs() ** power).sum((2, 3), keepdim=True) ** (1 / power)
+    fresh = place_bump(plane, window, places[0]) * random_signs(plane, generator)
+    fresh = fresh + inside / inside_size.clamp(min=1e-12)
+    fresh_size = (fresh.abs() ** power).sum((2, 3), keepdim=True) ** (1 / power)
+    fresh = fresh / fresh_size.clamp(min=1e-12) * (held + unused) ** (1 / power)
+    return torch.where(into, fresh, torch.where(out_of, 0.0, delta))
+
+
+def place_bump(plane: Tensor, window: tuple[int, int], place: tuple[Tensor, Tensor]) -> Tensor:
+    """(batch, 1, height, width): one bump at each example's place."""
+    shape = bump(*window, plane)
+    rows = (torch.arange(plane.shape[2], device=plane.device) - place[0][:, None]).clamp(0, window[0] - 1)
+    columns = (torch.arange(plane.shape[3], device=plane.device) - place[1][:, None]).clamp(0, window[1] - 1)
+    spread = shape[rows[:, :, None], columns[:, None, :]][:, None]
+    return spread * window_mask(plane, window, *place)
