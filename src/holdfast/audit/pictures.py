@@ -53,14 +53,14 @@ def encode_png(x: np.ndarray | Tensor, valid: Valid = (0.0, 1.0), scale_to: int 
 
 def _to_unit(pixels: np.ndarray, valid: Valid) -> np.ndarray:
     """`pixels` mapped to [0, 1]; bounds may be numbers or arrays that broadcast against one example."""
-    if valid is None:
-        low, high = np.asarray(pixels.min()), np.asarray(pixels.max())
-    else:
-        low, high = (
-            _array(bound).astype(np.float64) if not np.isscalar(bound) else np.float64(bound) for bound in valid
-        )
+    low, high = (pixels.min(), pixels.max()) if valid is None else (_bound(end) for end in valid)
     span = np.asarray(high - low)
-    return np.clip((pixels - low) / np.where(span > 0, span, 1.0), 0.0, 1.0)
+    unit: np.ndarray = np.clip((pixels - low) / np.where(span > 0, span, 1.0), 0.0, 1.0)
+    return unit
+
+
+def _bound(end: float | Tensor) -> np.ndarray:
+    return np.asarray(end.detach().cpu() if isinstance(end, Tensor) else end, dtype=np.float64)
 
 
 def _png(plane: np.ndarray, longest: int) -> bytes:
@@ -162,6 +162,6 @@ def _labels(row: np.ndarray, names: Sequence[str] | None) -> Sequence[str]:
     return names
 
 
-def _number(value: float) -> str:
+def _number(value: float | np.floating) -> str:
     value = float(value)
     return "missing" if np.isnan(value) else f"{value:.4g}".replace("-", "−")

@@ -100,8 +100,10 @@ class ImageFingerprint:
 
 @dataclass(frozen=True)
 class RowFingerprint:
-    """For rows: centre and scale of every feature (0 for constant features, which say nothing), and which can be
-    missing."""
+    """For rows: centre, scale (0 where a feature is constant and says nothing) and whether cells can be missing.
+
+    Each has shape (features,).
+    """
 
     centre: np.ndarray
     scale: np.ndarray

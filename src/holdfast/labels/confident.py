@@ -190,6 +190,14 @@ def noise_rates(joint: Float[np.ndarray, "classes classes"]) -> NoiseRates:
     return NoiseRates(true, noise, inverse)
 
 
+def confident_classes(
+    pred_probs: Float[np.ndarray, "examples classes"], thresholds: Float[np.ndarray, " classes"]
+) -> Integer[np.ndarray, " examples"]:
+    """The most probable class among those with p_j >= t_j, -1 where there is none (the paper's convention)."""
+    top = pred_probs.argmax(axis=1)
+    return _confident_class(pred_probs, top, pred_probs[np.arange(len(top)), top], thresholds, "paper")
+
+
 @dataclass(frozen=True)
 class _Scan:
     """What two passes over the probabilities leave, one entry an example."""
