@@ -19,7 +19,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,7 @@ from holdfast.noise.matching import AmortizedResidual, fit
 ScoreFunction = Callable[[Tensor], Tensor]
 
 
+@runtime_checkable
 class NoiseFamily(Protocol):
     """A noise law with its Tweedie estimate; `sigmas` are AR-DAE levels (first, last) in units of the statistic."""
 
@@ -243,7 +244,13 @@ class Noise2Score:
         """
         if not family_grid:
             raise InputError("the grid of families is empty; give at least one candidate level")
-        criterion = [mean_total_variation(self.transform(noisy, family)) for family in family_grid]
+        criterion = []
+        statistic = score = None
+        for family in family_grid:
+            family.check(noisy)
+            if statistic is None or score is None or not torch.equal(statistic, family.statistic(noisy)):
+                statistic, score = family.statistic(noisy), self.score(noisy, family)
+            criterion.append(mean_total_variation(family.estimate(noisy, score)))
         return LevelCurve(tuple(family_grid), tuple(criterion))
 
     def _family(self, family: NoiseFamily | None) -> NoiseFamily:
