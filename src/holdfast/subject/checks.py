@@ -75,8 +75,7 @@ def _prepare(module: nn.Module) -> list[Doubt]:
                 f"The model came in training mode; {shown} were put in evaluation mode for this audit.",
             )
         )
-    if not isinstance(module, torch.fx.GraphModule):
-        module.eval()
+    module.eval()
     other = {t.dtype for t in module.parameters() if t.is_floating_point() and t.dtype != torch.float32}
     if other:
         kinds = ", ".join(str(kind).removeprefix("torch.") for kind in other)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from holdfast.core.errors import InputError, TrustError
 from holdfast.subject.models.loaded import FixedBatch, LoadedModel
@@ -84,8 +85,24 @@ def exported_model(path: Path, trust: bool) -> LoadedModel:
         raise InputError(f"{path}: torch cannot read this program ({str(error).splitlines()[0]})") from error
     program._guards_code.clear()  # checks of the example inputs, written as Python; our own checks replace them
     shape, batch = _example_input(program, path)
-    module = program.module()
+    module = Exported(program.module())
     return LoadedModel(module if batch is None else FixedBatch(module, batch), path.stem, shape=shape)
+
+
+class Exported(nn.Module):
+    """An exported program, which is for one mode only and refuses to be told which."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.program = program
+        self.training = False
+
+    def train(self, mode: bool = True) -> Exported:
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.program(x)
+        return output
 
 
 def _example_input(program: Any, path: Path) -> tuple[tuple[int, ...] | None, int | None]:
