@@ -13,7 +13,7 @@ import numpy as np
 from holdfast.core.errors import InputError
 from holdfast.core.exhibit import Bars, Curve, Exhibit, Heatmap, Histogram, Reliability, Series
 from holdfast.report.canvas import BAD, FAINT, FONT, INK, MUTED, PAPER, SERIES, WIDTH, draw, shown_text
-from holdfast.report.numbers import plain_number, value_text
+from holdfast.report.numbers import bare_text, plain_number
 
 #: More points than a figure can show are thinned, more bars are cut to the extremes, larger matrices become one image.
 MOST_POINTS = 300
@@ -169,7 +169,7 @@ def _(exhibit: Bars, name: str) -> Drawing:
             axes.plot([estimate.value] * 2, [row - 0.31, row + 0.31], color=SERIES[0], linewidth=2)
             if estimate.width > 0:
                 axes.plot([estimate.low, estimate.high], [row, row], color=INK, linewidth=1.2, solid_capstyle="butt")
-            said = value_text(estimate, "share") if shares else plain_number(estimate.value, 3)
+            said = bare_text(estimate, "share" if shares else "number")
             axes.annotate(
                 said, (1, row), (4, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
                 va="center", fontsize=FONT - 1, color=INK, annotation_clip=False,

@@ -40,7 +40,7 @@ def _fixed(value: float, places: int) -> str:
 
 def is_share(unit: str) -> bool:
     """Whether numbers of this unit are fractions that a person reads as percentages."""
-    return unit in ("share", "share of examples", "fraction", "probability")
+    return unit in ("share", "share of examples", "fraction", "probability", "AUROC")
 
 
 def bare_text(estimate: Estimate, unit: str = "share") -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from holdfast.core.estimate import Estimate
 from holdfast.core.exhibit import Cell, Exhibit, Gallery, Table
 from holdfast.report.figures import draw_exhibit, swatch
-from holdfast.report.numbers import bare_text, interval_text, plain_number, unit_text, value_text
+from holdfast.report.numbers import bare_text, estimate_text, interval_text, plain_number, unit_text, value_text
 
 #: Rows that stand open, and rows at most (the rest is in findings.json).
 OPEN_ROWS, MOST_ROWS = 12, 200
@@ -32,7 +32,7 @@ def environment() -> Any:
         loader=PackageLoader("holdfast.report"),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=visible,
+        finalize=_finalized,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -41,13 +41,16 @@ def environment() -> Any:
     return made
 
 
-def visible(value: Any) -> Any:
+def visible(text: str) -> str:
     """Text without control and direction-changing characters, and with its percentages kept together; line ends
     stay."""
-    if type(value) is not str:
-        return value
-    kept = "".join(ch for ch in value if ch in "\n\t" or unicodedata.category(ch) not in ("Cc", "Cf", "Cs"))
+    kept = "".join(ch for ch in text if ch in "\n\t" or unicodedata.category(ch) not in ("Cc", "Cf", "Cs"))
     return re.sub(r"(?<=\d) (?=%)", "\u00a0", kept)
+
+
+def _finalized(value: Any) -> Any:
+    """What the templates print: plain text made visible, marked-up text as it is."""
+    return visible(value) if type(value) is str else value
 
 
 def prose(text: str) -> Any:
@@ -102,7 +105,10 @@ def table_view(table: Table) -> tuple[dict[str, Any], str]:
     """Cells with their text and alignment, and a note on rows left out."""
     shares = share_columns(table.columns)
     rows = [[_cell(value, share) for value, share in zip(row, shares)] for row in table.rows[:MOST_ROWS]]
-    numeric = [bool(rows) and all(row[i]["numeric"] for row in rows if i < len(row)) for i in range(len(table.columns))]
+    numeric = [_is_numeric(column) for column in zip(*table.rows)] or [False] * len(table.columns)
+    for row in rows:
+        for cell, right in zip(row, numeric):
+            cell["numeric"] = right
     view = {
         "title": table.title,
         "columns": table.columns,
@@ -114,15 +120,20 @@ def table_view(table: Table) -> tuple[dict[str, Any], str]:
     return view, f"{left} more rows are in findings.json." if left else ""
 
 
+def _is_numeric(column: Sequence[Cell]) -> bool:
+    """Whether a column holds numbers only (gaps aside) and is set flush right."""
+    held = [value for value in column if value is not None]
+    return bool(held) and all(isinstance(v, int | float | Estimate) and not isinstance(v, bool) for v in held)
+
+
 def _cell(value: Cell, share: bool) -> dict[str, Any]:
     if isinstance(value, Estimate):
-        unit = "share" if share and value.low >= 0 and value.high <= 1 else "number"
-        return {"estimate": value, "unit": unit, "numeric": True, "text": ""}
-    return {"estimate": None, "unit": "", "text": cell_text(value, share), "numeric": _is_number(value)}
+        return {"estimate": value, "unit": _cell_unit(value, share), "text": ""}
+    return {"estimate": None, "unit": "", "text": cell_text(value, share)}
 
 
-def _is_number(value: Cell) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _cell_unit(estimate: Estimate, share: bool) -> str:
+    return "share" if share and estimate.low >= 0 and estimate.high <= 1 else "number"
 
 
 def cell_text(value: Cell, share: bool = False) -> str:
@@ -132,9 +143,7 @@ def cell_text(value: Cell, share: bool = False) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Estimate):
-        unit = "share" if share and value.low >= 0 and value.high <= 1 else "number"
-        between = interval_text(value, unit)
-        return f"{value_text(value, unit)} [{between}]" if between else value_text(value, unit)
+        return estimate_text(value, _cell_unit(value, share))
     if isinstance(value, float):
         return f"{100 * value:.1f} %" if share and 0 <= value <= 1 else plain_number(value)
     return plain_number(value) if isinstance(value, int) else value

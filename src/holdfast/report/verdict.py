@@ -47,7 +47,7 @@ class Lines:
 LEVELS = {
     "calibration": Lines(0.05, 0.15, False, "average gap between confidence and accuracy"),
     "labels": Lines(0.02, 0.10, False, "share of test labels that are probably wrong"),
-    "leakage": Lines(0.01, 0.05, False, "share of test examples with a twin in the training data"),
+    "leakage": Lines(0.01, 0.05, False, "share of test examples that have a twin"),
     "ood": Lines(0.90, 0.70, True, "chance that a foreign input scores as stranger than a familiar one"),
     "conformal": Lines(0.87, 0.80, True, "share of prediction sets that contain the truth, 90 % promised"),
     "disparity": Lines(0.10, 0.25, False, "gap between the best and the worst served group"),
@@ -62,7 +62,7 @@ TOPICS = {
     "corruption": ("noise, blur and other wear", "right on"),
     "ood": ("noticing foreign inputs", "told apart in"),
     "labels": ("the answer key", "wrong for"),
-    "leakage": ("test data unseen in training", "repeated for"),
+    "leakage": ("test data free of copies", "copied for"),
     "weights": ("rounded or noisy weights", "right on"),
     "conformal": ("prediction sets", "hold the truth for"),
     "disparity": ("every class and group alike", "gap of"),
