@@ -94,6 +94,27 @@ def test_the_bootstrap_agrees_with_scipy_and_knows_the_mean():
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.03)
 
 
+def test_a_vectorized_statistic_gives_the_same_as_a_loop():
+    values = np.random.default_rng(0).exponential(size=80)
+    loop = bootstrap(np.var, values, generator=np.random.default_rng(1), resamples=500)
+    block = bootstrap(
+        lambda x: x.var(axis=1), values, generator=np.random.default_rng(1), resamples=500, vectorized=True
+    )
+    assert (loop.low, loop.high) == pytest.approx((block.low, block.high))
+
+
+def test_strata_keep_their_sizes():
+    y = np.r_[np.zeros(3), np.ones(97)]
+    estimate = bootstrap(np.mean, y, generator=np.random.default_rng(1), resamples=200, stratify=y)
+    assert estimate.low == estimate.high == pytest.approx(0.97)
+
+
+def test_mid_p_matches_the_published_example():
+    # Bentur et al.'s airway data, discordant pairs 1 and 7, in Fagerland et al. (2013): exact 0.0703, mid-p 0.0391
+    a, b = np.r_[np.ones(1), np.zeros(7)].astype(bool), np.r_[np.zeros(1), np.ones(7)].astype(bool)
+    assert (mcnemar(a, b).exact_p, mcnemar(a, b).mid_p) == pytest.approx((0.0703, 0.0391), abs=5e-5)
+
+
 def test_a_statistic_that_does_not_vary_has_no_width():
     assert bootstrap(lambda x: 3.0, np.arange(10.0), generator=np.random.default_rng(0)).width == 0
 
@@ -110,6 +131,8 @@ def test_a_statistic_that_does_not_vary_has_no_width():
         lambda: mcnemar(np.array([], dtype=bool), np.array([], dtype=bool)),
         lambda: empirical_bernstein(np.array([0.5])),
         lambda: empirical_bernstein(np.array([0.5, 2.0])),
+        lambda: bootstrap(lambda x: np.nan, np.zeros(3), generator=np.random.default_rng(0)),
+        lambda: bootstrap(np.mean, np.zeros(3), generator=np.random.default_rng(0), stratify=np.zeros(2)),
         lambda: bootstrap(np.mean, np.zeros(3), np.zeros(4), generator=np.random.default_rng(0)),
     ],
 )

@@ -1,10 +1,14 @@
 """Confidence sequences cover at every look, only ever shrink, and close on a finite population."""
 
+import itertools
+import time
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.special import betaln, gammaln
 
 from holdfast.core.errors import InputError
 from holdfast.core.intervals import clopper_pearson
@@ -57,13 +61,122 @@ def test_without_replacement_no_mean_is_kept_that_the_rest_cannot_reach(values, 
     assert estimate.high <= (values.sum() + more) / size + 1e-9
 
 
-@given(UNIT)
-def test_it_only_ever_shrinks_up_to_the_reported_mean(values):
-    looks = np.arange(1, len(values) + 1)
-    value, low, high = anytime_mean_path(values, looks)
-    for k in range(1, len(looks)):
-        assert low[k] >= min(low[k - 1], value[k]) - 1e-12
-        assert high[k] <= max(high[k - 1], value[k]) + 1e-12
+@settings(max_examples=25)
+@given(UNIT, st.sampled_from([1, 30]))
+def test_it_only_ever_shrinks_and_lies_within_its_path(values, more):
+    for population in (None, len(values) + more):
+        looks = sorted({1, -(-len(values) // 3), -(-2 * len(values) // 3), len(values)})
+        every = [anytime_mean(values[:n], population=population) for n in looks]
+        for earlier, later in itertools.pairwise(every):
+            assert earlier.low - 1e-9 <= later.low <= later.high <= earlier.high + 1e-9
+        value, low, high = anytime_mean_path(values, population=population)
+        assert np.all((low <= value) & (value <= high))
+        assert low[-1] <= every[-1].low + 1e-9
+        assert every[-1].high <= high[-1] + 1e-9
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 40))
+def test_binary_path_nests_and_is_what_was_said_at_every_look(bits, more):
+    values = np.array(bits)
+    for population in (None, len(bits) + more):
+        value, low, high = anytime_mean_path(values, population=population)
+        assert np.all(np.diff(low) >= 0)
+        assert np.all(np.diff(high) <= 0)
+        for n in {1, len(bits) // 2, len(bits)} - {0}:
+            said = anytime_mean(values[:n], population=population)
+            assert (said.value, said.low, said.high) == pytest.approx((value[n - 1], low[n - 1], high[n - 1]))
+
+
+def test_looks_pick_from_the_path():
+    values = np.random.default_rng(2).random(50)
+    full, some = anytime_mean_path(values), anytime_mean_path(values, np.array([1, 10, 50]))
+    for whole, picked in zip(full, some):
+        assert np.array_equal(whole[[0, 9, 49]], picked)
+    with pytest.raises(InputError, match="looks"):
+        anytime_mean_path(values, np.array([51]))
+
+
+def test_binary_interval_is_the_set_of_shares_that_the_mixture_keeps():
+    values = np.random.default_rng(0).random(60) < 0.8
+    p = np.linspace(1e-6, 1 - 1e-6, 200_001)
+    low, high = 0.0, 1.0
+    for n in range(1, 61):
+        k = values[:n].sum()
+        wealth = betaln(k + 0.5, n - k + 0.5) - betaln(0.5, 0.5) - k * np.log(p) - (n - k) * np.log1p(-p)
+        kept = p[wealth < np.log(20)]
+        low, high = max(low, kept.min()), min(high, kept.max())
+    estimate = anytime_mean(values)
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-5)
+
+
+def test_binary_interval_without_replacement_is_the_set_of_populations_kept():
+    values, population = np.random.default_rng(1).random(25) < 0.6, 40
+
+    def log_choose(a, b):
+        return gammaln(a + 1) - gammaln(b + 1) - gammaln(a - b + 1)
+
+    kept = set(range(population + 1))
+    for n in range(1, 26):
+        k = int(values[:n].sum())
+        mixture = betaln(k + 0.5, n - k + 0.5) - betaln(0.5, 0.5)
+        for ones in list(kept):
+            if not k <= ones <= population - (n - k):
+                kept.discard(ones)
+                continue
+            # One particular order of the n draws is one of choose(n, k) equally likely ones.
+            counted = log_choose(ones, k) + log_choose(population - ones, n - k) - log_choose(population, n)
+            if mixture - (counted - log_choose(n, k)) >= np.log(20):
+                kept.discard(ones)
+    estimate = anytime_mean(values, population=population)
+    assert (estimate.low, estimate.high) == pytest.approx((min(kept) / population, max(kept) / population), abs=1e-12)
+
+
+def test_betting_ends_are_where_the_wealth_reaches_its_threshold():
+    x = np.random.default_rng(2).beta(8, 2, 80)
+    estimate = anytime_mean(x)
+
+    def best_wealth(m, sign):
+        wealth = best = 0.0
+        variance, total, squares = 0.25, 0.5, 0.25
+        for s, value in enumerate(x, start=1):
+            bet = np.sqrt(2 * np.log(40) / (variance * s * np.log(1 + s)))
+            wealth += np.log(1 + sign * min(bet, 0.5 / (m if sign > 0 else 1 - m)) * (value - m))
+            best = max(best, wealth)
+            total += value
+            squares += (value - total / (s + 1)) ** 2
+            variance = squares / (s + 1)
+        return best
+
+    assert best_wealth(estimate.low, 1) >= np.log(40) > best_wealth(estimate.low + 1e-9, 1)
+    assert best_wealth(estimate.high, -1) >= np.log(40) > best_wealth(estimate.high - 1e-9, -1)
+
+
+def test_binary_draws_without_replacement_cover_their_population():
+    population = np.arange(400) < 280
+    rate = misses(lambda rng: rng.permutation(population)[:350], 0.7, 600, level=0.9, population=400)
+    assert rate <= 0.1 + 3 * np.sqrt(0.09 / 600)
+
+
+def test_an_order_that_is_not_random_leaves_the_last_interval_that_left_something():
+    turn = np.r_[np.ones(500, dtype=bool), np.zeros(5000, dtype=bool)]
+    for values in (turn, turn.astype(float)):
+        estimate = anytime_mean(values)
+        assert 0.9 < estimate.low <= estimate.value <= estimate.high
+
+
+def test_ten_thousand_values_are_quick():
+    values = np.random.default_rng(6).random(10_000) < 0.9
+
+    def best_of_three(array):
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            anytime_mean(array)
+            times.append(time.process_time() - start)
+        return min(times)
+
+    assert best_of_three(values) < 0.05
+    assert best_of_three(values.astype(float)) < 0.5
 
 
 @given(UNIT)

@@ -22,7 +22,13 @@ from holdfast.core.estimate import Estimate
 Values = Float[np.ndarray, " _"] | Int[np.ndarray, " _"] | Bool[np.ndarray, " _"]
 
 
-def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Estimate:
+Count = int | np.integer
+
+#: Entries that one block of bootstrap resamples may gather.
+_BLOCK = 4_000_000
+
+
+def clopper_pearson(successes: Count, n: Count, level: float = 0.95) -> Estimate:
     """Exact two-sided interval for a proportion.  Raises InputError unless 0 <= successes <= n and n >= 1."""
     _require_counts(successes, n, level)
     tail = (1 - level) / 2
@@ -30,19 +36,19 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Estimate:
     return Estimate(successes / n, low, high, level, n, "clopper-pearson")
 
 
-def clopper_pearson_lower(successes: int, n: int, alpha: float) -> float:
+def clopper_pearson_lower(successes: Count, n: Count, alpha: float) -> float:
     """Exact one-sided lower bound: the true proportion lies below it with probability at most `alpha`."""
     _require_counts(successes, n, 1 - alpha)
     return 0.0 if successes == 0 else float(stats.beta.ppf(alpha, successes, n - successes + 1))
 
 
-def clopper_pearson_upper(successes: int, n: int, alpha: float) -> float:
+def clopper_pearson_upper(successes: Count, n: Count, alpha: float) -> float:
     """Exact one-sided upper bound: the true proportion lies above it with probability at most `alpha`."""
     _require_counts(successes, n, 1 - alpha)
     return 1.0 if successes == n else float(stats.beta.ppf(1 - alpha, successes + 1, n - successes))
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> Estimate:
+def wilson(successes: Count, n: Count, level: float = 0.95) -> Estimate:
     """Wilson's score interval for a proportion: covers on average; shorter than the exact one."""
     _require_counts(successes, n, level)
     z = float(stats.norm.ppf((1 + level) / 2))
@@ -52,7 +58,9 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Estimate:
     return Estimate(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)), level, n, "wilson")
 
 
-def difference_of_proportions(successes_a: int, n_a: int, successes_b: int, n_b: int, level: float = 0.95) -> Estimate:
+def difference_of_proportions(
+    successes_a: Count, n_a: Count, successes_b: Count, n_b: Count, level: float = 0.95
+) -> Estimate:
     """Proportion b minus proportion a of two independent samples (Newcombe's hybrid score interval)."""
     a, b = wilson(successes_a, n_a, level), wilson(successes_b, n_b, level)
     value = b.value - a.value
@@ -107,16 +115,30 @@ def mcnemar(a: Bool[np.ndarray, " _"], b: Bool[np.ndarray, " _"]) -> McNemar:
     return McNemar(only_a, only_b, min(1.0, 2 * tail), min(1.0, 2 * tail - point))
 
 
+def empirical_bernstein_width(variance: float, n: Count, alpha: float) -> float:
+    """One-sided deviation, with probability at least 1 - alpha, of the mean of n independent values of [0, 1].
+
+    sqrt(2 v log(2/alpha) / n) + 7 log(2/alpha) / (3 (n - 1)), v the unbiased sample variance (Maurer & Pontil, Thm 4).
+    Raises InputError when n < 2 or alpha lies outside (0, 1).
+    """
+    if n < 2 or not 0 < alpha < 1:
+        raise InputError(f"the empirical Bernstein bound needs n >= 2 and alpha in (0, 1), got n={n}, alpha={alpha}")
+    log = math.log(2 / alpha)
+    return math.sqrt(2 * float(variance) * log / int(n)) + 7 * log / (3 * (int(n) - 1))
+
+
 def empirical_bernstein(values: Values, level: float = 0.95, bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:
-    """Two-sided interval for the mean of independent values within `bounds`, whatever their distribution."""
+    """Two-sided interval for the mean of independent values within `bounds`, whatever their distribution.
+
+    Raises InputError on fewer than two values, or values that are not finite or out of bounds.
+    """
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2:
         raise InputError(f"the empirical Bernstein bound needs at least two values, got {len(array)}")
     if not np.isfinite(array).all() or array.min() < bounds[0] or array.max() > bounds[1]:
         raise InputError(f"values must be finite and lie in {bounds}, got {array.min()} to {array.max()}")
-    n, mean = len(array), float(array.mean())
-    log = math.log(4 / (1 - level))
-    half = math.sqrt(2 * float(array.var(ddof=1)) * log / n) + 7 * (bounds[1] - bounds[0]) * log / (3 * (n - 1))
+    n, mean, scale = len(array), float(array.mean()), bounds[1] - bounds[0]
+    half = scale * empirical_bernstein_width(float(array.var(ddof=1)) / scale**2, n, (1 - level) / 2)
     return Estimate(mean, max(bounds[0], mean - half), min(bounds[1], mean + half), level, n, "empirical bernstein")
 
 
@@ -126,28 +148,44 @@ def bootstrap(
     generator: np.random.Generator,
     level: float = 0.95,
     resamples: int = 2000,
+    stratify: Shaped[np.ndarray, " n"] | None = None,
+    vectorized: bool = False,
 ) -> Estimate:
     """BCa bootstrap interval of `statistic(*arrays)`, resampling the rows of all arrays together.
 
+    `statistic` gets arrays (n, ...) and returns a number; with `vectorized` it gets (resamples, n, ...) and returns
+    (resamples,).  With `stratify` (n,) every stratum keeps its size in every resample.
     Where the statistic does not vary over resamples BCa is undefined, and the percentile interval is given.
     Raises InputError when arrays differ in length or hold fewer than two rows.
     """
     n = len(arrays[0])
-    if n < 2 or any(len(array) != n for array in arrays):
+    if n < 2 or any(len(array) != n for array in arrays) or (stratify is not None and len(stratify) != n):
+        lengths = [len(array) for array in (*arrays, *(() if stratify is None else (stratify,)))]
+        raise InputError(f"the bootstrap needs arrays of equal length, at least 2, got {lengths}")
+
+    def evaluate(rows: Int[np.ndarray, "some size"]) -> Float[np.ndarray, " some"]:
+        if vectorized:
+            return np.asarray(statistic(*(array[rows] for array in arrays)), dtype=np.float64)
+        return np.array([statistic(*(array[row] for array in arrays)) for row in rows], dtype=np.float64)
+
+    value = float(evaluate(np.arange(n)[None])[0])
+    block = max(1, _BLOCK // sum(array.size for array in arrays))
+    replicates = np.concatenate(
+        [
+            evaluate(_resampled(n, min(block, resamples - start), stratify, generator))
+            for start in range(0, resamples, block)
+        ]
+    )
+    if not (math.isfinite(value) and np.isfinite(replicates).all()):
         raise InputError(
-            f"the bootstrap needs arrays of equal length, at least 2, got {[len(array) for array in arrays]}"
+            "the statistic is not finite on the data or on a resample of it; pass stratify so that no class can vanish"
         )
-    value = float(statistic(*arrays))
-    replicates = np.empty(resamples)
-    for r in range(resamples):
-        rows = generator.integers(0, n, n)
-        replicates[r] = statistic(*(array[rows] for array in arrays))
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     below = float((replicates < value).mean() + 0.5 * (replicates == value).mean())
     adjusted = tails
     method = "percentile bootstrap"
     if 0 < below < 1:
-        jackknife = _jackknife(statistic, arrays, generator)
+        jackknife = _jackknife(evaluate, n, generator)
         spread = jackknife.mean() - jackknife
         scale = float((spread**2).sum()) ** 1.5
         if scale > 0:
@@ -158,16 +196,28 @@ def bootstrap(
     return Estimate(value, min(low, value), max(high, value), level, n, method)
 
 
+def _resampled(
+    n: int, resamples: int, stratify: np.ndarray | None, generator: np.random.Generator
+) -> Int[np.ndarray, "resamples n"]:
+    if stratify is None:
+        return generator.integers(0, n, (resamples, n))
+    rows = np.empty((resamples, n), dtype=np.int64)
+    for stratum in np.unique(stratify):
+        members = np.flatnonzero(stratify == stratum)
+        rows[:, members] = members[generator.integers(0, len(members), (resamples, len(members)))]
+    return rows
+
+
 def _jackknife(
-    statistic: Callable[..., Any], arrays: tuple[np.ndarray, ...], generator: np.random.Generator, most: int = 200
+    evaluate: Callable[[np.ndarray], np.ndarray], n: int, generator: np.random.Generator, most: int = 200
 ) -> Float[np.ndarray, " folds"]:
     """Leave-one-out values; for long arrays leave-one-block-out over a random partition into `most` blocks."""
-    n = len(arrays[0])
     blocks = np.array_split(generator.permutation(n), min(n, most))
-    return np.array([float(statistic(*(np.delete(array, block, axis=0) for array in arrays))) for block in blocks])
+    everyone = np.arange(n)
+    return np.concatenate([evaluate(np.delete(everyone, block)[None]) for block in blocks])
 
 
-def _require_counts(successes: int, n: int, level: float) -> None:
+def _require_counts(successes: Count, n: Count, level: float) -> None:
     if n < 1 or not 0 <= successes <= n:
         raise InputError(f"a proportion needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
     if not 0 < level < 1:
