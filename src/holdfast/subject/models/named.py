@@ -203,6 +203,9 @@ def safetensors(path: Path) -> Mapping[str, Tensor]:
 
 def _state_dict(path: Path, trust: bool) -> Any:
     try:
+        with path.open("rb") as file:
+            if file.read(2) not in (b"PK", b"\x80\x02"):
+                raise InputError(f"{path}: not a file that torch.save wrote; a state dict or safetensors was wanted")
         return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         if trust:
@@ -215,6 +218,8 @@ def _state_dict(path: Path, trust: bool) -> Any:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (RuntimeError, EOFError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: not a whole PyTorch file ({str(error).splitlines()[0]})") from error
 
 

@@ -46,6 +46,8 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
             table = csv.read_csv(path, parse_options=tabs)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from error
+    if table.num_rows == 0:
+        raise InputError(f"{path}: has a heading but no rows; an audit needs at least one example")
     return {name: _column(column) for name, column in zip(table.column_names, table.columns, strict=True)}
 
 
@@ -71,10 +73,7 @@ def table_examples(columns: Mapping[str, np.ndarray], label: str | None, source:
     if reading.groups is not None:
         groups = _present(columns, reading.groups, source, "group").astype(str)
     names = _features(columns, label, source, reading)
-    rows = len(next(iter(columns.values())))
-    if rows == 0:
-        raise InputError(f"{source}: has a heading but no rows")
-    features = np.empty((rows, len(names)), dtype=np.float64)
+    features = np.empty((len(next(iter(columns.values()))), len(names)), dtype=np.float64)
     for k, name in enumerate(names):
         features[:, k] = columns[name]
     check_finite(features, source, names)
