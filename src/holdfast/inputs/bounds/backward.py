@@ -1,0 +1,193 @@
+"""Backward linear bounds (CROWN; Zhang et al., 2018, on general graphs: Xu et al., 2020).
+
+Rows Lambda on a node's value are carried back to the input.  Through z -> phi(z) with lines s_l z + b_l <= phi(z) <=
+s_u z + b_u
+
+    A <- A+ s_l + A- s_u,    bias += A+ b_l + A- b_u,        A+ = max(A, 0), A- = min(A, 0)
+
+through an affine node A <- A J, bias += A b; a value used several times collects the rows of all its users before it is
+carried further.  At the input  lower = A x0 + bias + min over the region of A (x' - x0).  Upper bounds are the lower
+bounds of the negated rows; up to the first nonlinear node the two share one pass.
+
+Only rows that some relaxation would use are formed (a ReLU that intervals already show to be stable needs none), a
+block of rows at a time, and the result is intersected with the interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from holdfast.inputs.bounds.interval import Propagation
+from holdfast.inputs.bounds.operator import Affine, Box
+
+#: Rows, their successor, and the temporaries of one relaxation are alive at once.
+_COPIES = 6
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Lower and upper bounds (examples, rows), and the rows and biases they came from where they reached the input."""
+
+    lower: Tensor
+    upper: Tensor | None
+    rows: Tensor | None = None
+    bias: Tensor | None = None
+
+
+@dataclass
+class Pass:
+    """One backward pass for some of the examples, from the value at `start`.
+
+    `through` carries rows through nonlinear nodes by their relaxation; otherwise they stop there and meet the box.
+    """
+
+    state: Propagation
+    examples: slice
+    both: bool
+    through: bool = True
+
+    def run(self, start: int, rows: Tensor) -> Carried:
+        """Bounds of rows . value, `rows` of shape (examples, rows, *event)."""
+        self._begin(rows.shape[:2], rows)
+        self.pending[start] = rows
+        return self._finish(start)
+
+    def run_units(self, start: int, index: Tensor) -> Carried:
+        """Bounds of the entries at flat positions `index` (examples, rows) of the value at `start`."""
+        like = self.state.boxes[start].lower
+        self._begin(index.shape, like)
+        node = self.state.nodes[start - 1] if start else None
+        operator = node.operator if node is not None and isinstance(node.operator, Affine) else None
+        shortcut = None if operator is None else operator.unit_rows(index)
+        if node is None or operator is None or shortcut is None:
+            self.pending[start] = _one_hot(index, like)
+            return self._finish(start)
+        self.pending[node.inputs[0]] = shortcut
+        if operator.has_offset:
+            self.bias = self.bias + operator.offset().flatten()[index]
+        return self._finish(node.inputs[0])
+
+    def _begin(self, shape: torch.Size, like: Tensor) -> None:
+        self.pending: dict[int, Tensor] = {}
+        self.bias = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.charge = self.bias
+        self.bottom: Tensor | None = None
+        self.mirrored = False
+
+    def _finish(self, start: int) -> Carried:
+        for position in range(start, 0, -1):
+            if position in self.pending:
+                self._carry(position)
+        self._mirror()
+        rows = self.pending.get(0)
+        lower = self.bias if rows is None else self.bias + self._at_input(rows)
+        if self.state.rounding.outward:
+            lower = lower - self.state.rounding.gamma(lower.dtype) * self.charge - torch.finfo(lower.dtype).tiny
+        if not self.both:
+            return Carried(lower, None, rows, self.bias)
+        half = lower.shape[1] // 2
+        return Carried(lower[:, :half], -lower[:, half:], rows, self.bias)
+
+    def _carry(self, position: int) -> None:
+        """Replace the rows on one value by rows on the inputs of the operator that makes it."""
+        node = self.state.nodes[position - 1]
+        if not node.operator.affine:
+            self._mirror()
+        rows = self.pending.pop(position)
+        self._charge(position, rows)
+        if not node.operator.affine and not self.through:
+            box = self.state.boxes[position]
+            self.bias = self.bias + _least(rows, Box(box.lower[self.examples], box.upper[self.examples]))
+            return
+        parts, bias = self.state.relaxation(position).pull(rows, self.examples)
+        if bias is not None:
+            self.bias = self.bias + bias
+        for parent, part in zip(node.inputs, parts):
+            self.pending[parent] = self.pending[parent] + part if parent in self.pending else part
+
+    def _mirror(self) -> None:
+        """From here on rows and negated rows go separate ways."""
+        if self.both and not self.mirrored:
+            self.pending = {position: torch.cat([rows, -rows], 1) for position, rows in self.pending.items()}
+            self.bias = torch.cat([self.bias, -self.bias], 1)
+            self.charge = torch.cat([self.charge, self.charge], 1)
+            self.mirrored = True
+
+    def _charge(self, position: int, rows: Tensor) -> None:
+        if self.state.rounding.outward:
+            size = self.state.size(position)[self.examples].flatten(1)[..., None]
+            self.charge = self.charge + (rows.flatten(2).abs() @ size).squeeze(-1)
+
+    def _at_input(self, rows: Tensor) -> Tensor:
+        self._charge(0, rows)
+        region = self.state.region
+        if self.state.separable:
+            box = self.state.boxes[0]
+            return _least(rows, Box(box.lower[self.examples], box.upper[self.examples]))
+        x = region.x[self.examples]
+        rows = rows.squeeze(2)
+        moved = region.threat.worst(rows, x, region.valid)
+        return (rows.flatten(2) @ x.flatten(1)[..., None]).squeeze(-1) + moved
+
+
+def _least(rows: Tensor, box: Box) -> Tensor:
+    """min over the box of rows . value, (examples, rows)."""
+    flat = rows.flatten(2)
+    centre, radius = (box.upper + box.lower).flatten(1) / 2, (box.upper - box.lower).flatten(1) / 2
+    return (flat @ centre[..., None] - flat.abs() @ radius[..., None]).squeeze(-1)
+
+
+def _one_hot(index: Tensor, like: Tensor) -> Tensor:
+    rows = torch.zeros(*index.shape, like[0].numel(), dtype=like.dtype, device=like.device)
+    return rows.scatter_(2, index[..., None], 1.0).reshape(*index.shape, *like.shape[1:])
+
+
+def refine(state: Propagation, position: int, wanted: Tensor, memory: int) -> None:
+    """Improve the box at `position` where `wanted`, by backward passes that hold at most about `memory` bytes.
+
+    An entry that is not wanted keeps its interval, which is sound as well.
+    """
+    box = state.boxes[position]
+    flat = wanted.flatten(1)
+    lower, upper = box.lower.flatten(1), box.upper.flatten(1)
+    if not bool(flat.any()):
+        return
+    new_lower, new_upper = lower, upper
+    for examples, index in _blocks(flat, rows_at_once(state, position, memory)):
+        carried = Pass(state, examples, both=True).run_units(position, index)
+        assert carried.upper is not None
+        old = Box(lower[examples].gather(1, index), upper[examples].gather(1, index))
+        fresh = Box(carried.lower, carried.upper).intersect(old)
+        # Entries that only pad a block stay as they were: no example's bounds depend on its neighbours in the batch.
+        asked = flat[examples].gather(1, index)
+        fresh = Box(torch.where(asked, fresh.lower, old.lower), torch.where(asked, fresh.upper, old.upper))
+        place = (torch.arange(len(box.lower), device=index.device)[examples][:, None].expand_as(index), index)
+        new_lower = new_lower.index_put(place, fresh.lower)
+        new_upper = new_upper.index_put(place, fresh.upper)
+    state.boxes[position] = Box(new_lower.reshape(box.lower.shape), new_upper.reshape(box.upper.shape))
+
+
+def rows_at_once(state: Propagation, position: int, memory: int) -> int:
+    """How many (example, row) pairs a backward pass from `position` may hold."""
+    box = state.boxes[position].lower
+    widest = max(state.boxes[i].lower[0].numel() for i in range(position + 1))
+    return max(1, memory // (_COPIES * 2 * widest * box.element_size()))
+
+
+def _blocks(wanted: Tensor, limit: int) -> Iterator[tuple[slice, Tensor]]:
+    """Runs of examples with the positions wanted of each, padded to the run's largest count with other positions."""
+    counts = wanted.sum(1).tolist()
+    order = torch.argsort(wanted.to(torch.int8), dim=1, descending=True, stable=True)
+    start = 0
+    while start < len(counts):
+        stop, most = start + 1, counts[start]
+        while stop < len(counts) and (stop + 1 - start) * max(most, counts[stop]) <= limit:
+            most = max(most, counts[stop])
+            stop += 1
+        for first in range(0, most, limit):
+            yield slice(start, stop), order[start:stop, first : min(most, first + limit)]
+        start = stop

@@ -1,0 +1,189 @@
+"""`bounds` and `certify`: from a model and a region to proven bounds on its outputs.
+
+Methods: `"ibp"` (intervals throughout; fast and loose), `"crown-ibp"` (intervals inside, backward linear bounds for the
+output), `"crown"` (backward linear bounds for every value that a relaxation depends on).
+
+`bounds` computes in the dtype of the region's inputs.  With `rounding="nearest"` it returns what floating point gives,
+which can be off by rounding like any computed number; with `rounding="outward"` the bounds hold for the exact
+real-number function of the stored weights (module `rounding` says how).  `certify` always uses float64 and outward
+rounding.  Neither speaks of the rounding that the model's own float32 forward pass adds at inference.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from holdfast.core.errors import InputError
+from holdfast.inputs.bounds.backward import Pass, refine, rows_at_once
+from holdfast.inputs.bounds.graph import Graph, capture
+from holdfast.inputs.bounds.interval import Propagation
+from holdfast.inputs.bounds.operator import Box
+from holdfast.inputs.bounds.region import BoundCertificates, Bounds, Region, margin_spec
+from holdfast.inputs.bounds.rounding import Rounding
+from holdfast.threats.base import Threat, Valid
+
+Method = Literal["ibp", "crown-ibp", "crown"]
+METHODS: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
+
+#: Memory that the rows of one backward pass may take, in bytes.
+MEMORY = 1 << 27
+
+
+def bounds(
+    model: nn.Module | Graph,
+    region: Region,
+    *,
+    method: Method = "crown",
+    spec: Float[Tensor, "batch rows outputs"] | None = None,
+    targets: Int[Tensor, "batch picks"] | None = None,
+    rounding: Literal["nearest", "outward"] = "nearest",
+    upper: bool = True,
+    linear: bool = False,
+    memory: int = MEMORY,
+) -> Bounds:
+    """Bounds of C f(x') over the region.
+
+    Parameters
+    ----------
+    model : in evaluation mode; or its `capture`, which saves tracing when many regions are bounded.
+    spec : rows C, for example `margin_spec`; the outputs themselves when None.
+    targets : instead of `spec`, which outputs to bound for each example.
+    upper : whether upper bounds are wanted; without them the last pass costs half.
+    linear : also return the linear functions of the input (backward methods only).
+    memory : bytes that the rows of one backward pass may take.
+
+    Raises
+    ------
+    InputError for a specification that does not fit, a layer in training mode or parameters that are not finite;
+    UnsupportedError for operators without a rule.
+    """
+    if method not in METHODS:
+        raise InputError(f"unknown bounding method {method!r}; choose from {', '.join(METHODS)}")
+    if spec is not None and targets is not None:
+        raise InputError("give `spec` or `targets`, not both: targets are rows that pick single outputs")
+    graph = model if isinstance(model, Graph) else capture(model, region.x)
+    _check_shape(graph, region)
+    rows = _rows(graph, region, spec, targets)
+    x = region.x
+    terms = graph.longest_sum if rounding == "outward" else 0
+    state = Propagation(graph.bind(x.dtype, x.device), region, Rounding(rounding == "outward", terms))
+    propagate(state, method, memory)
+    return _conclude(state, graph.output, rows, method, upper, linear, memory)
+
+
+def propagate(state: Propagation, method: Method, memory: int) -> None:
+    """Boxes of every value.  Refines, before a nonlinear node is reached, what its relaxation depends on."""
+    for node in state.nodes:
+        for parent, wanted in zip(node.inputs, node.operator.wanted(*(state.boxes[i] for i in node.inputs))):
+            if wanted is None or state.tight[parent]:
+                continue
+            if method == "crown":
+                refine(state, parent, wanted, memory)
+            elif not state.separable and state.affine(parent):
+                # The first affine layer of a ball: its exact reach (dual norm) instead of its enclosing box.
+                refine(state, parent, torch.ones_like(wanted), memory)
+        state.advance()
+
+
+def _conclude(
+    state: Propagation, output: int, rows: Tensor | None, method: Method, upper: bool, linear: bool, memory: int
+) -> Bounds:
+    box = state.boxes[output]
+    if method == "ibp" and rows is None and not (state.affine(output) and not state.separable):
+        if linear:
+            raise InputError("method 'ibp' has no linear functions of the input; use 'crown' or 'crown-ibp'")
+        return Bounds(box.lower.flatten(1), box.upper.flatten(1))
+    through = method != "ibp"
+    if linear and not through:
+        raise InputError("method 'ibp' has no linear functions of the input; use 'crown' or 'crown-ibp'")
+    if rows is None:
+        outputs = box.lower[0].numel()
+        rows = torch.eye(outputs, dtype=box.lower.dtype, device=box.lower.device).expand(len(box.lower), -1, -1)
+    found = [_pass(state, output, part, through, upper, linear) for part in _parts(state, output, rows, memory)]
+    merged = [torch.cat(pieces) for pieces in zip(*((b.lower, b.upper) for b in found))]
+    functions = None
+    if linear:
+        functions = tuple(torch.cat(pieces) for pieces in zip(*(b.linear for b in found if b.linear is not None)))
+    return Bounds(merged[0], merged[1], functions)  # type: ignore[arg-type]
+
+
+def _parts(state: Propagation, output: int, rows: Tensor, memory: int) -> list[tuple[slice, Tensor]]:
+    """Runs of examples whose rows fit into memory."""
+    together = max(1, rows_at_once(state, output, memory) // rows.shape[1])
+    return [
+        (slice(first, min(first + together, len(rows))), rows[first : first + together])
+        for first in range(0, len(rows), together)
+    ]
+
+
+def _pass(
+    state: Propagation, output: int, part: tuple[slice, Tensor], through: bool, upper: bool, linear: bool
+) -> Bounds:
+    examples, rows = part
+    shaped = rows.reshape(*rows.shape[:2], *state.boxes[output].lower.shape[1:])
+    carried = Pass(state, examples, both=upper, through=through).run(output, shaped)
+    above = torch.full_like(carried.lower, torch.inf) if carried.upper is None else carried.upper
+    result = Box(carried.lower, above)
+    if through:
+        # Intervals with the last affine layers folded into the rows; now and then they are the tighter of the two.
+        plain = Pass(state, examples, both=upper, through=False).run(output, shaped)
+        result = result.intersect(Box(plain.lower, above if plain.upper is None else plain.upper))
+    functions = None
+    if linear and carried.rows is not None and carried.bias is not None:
+        half = rows.shape[1]
+        A, b = carried.rows.squeeze(2), carried.bias
+        functions = (A[:, :half], b[:, :half], -A[:, half:], -b[:, half:])
+    return Bounds(result.lower, result.upper, functions)
+
+
+def _check_shape(graph: Graph, region: Region) -> None:
+    if tuple(region.x.shape[1:]) != graph.shape[1:]:
+        raise InputError(
+            f"the model was captured for inputs of shape {graph.shape[1:]}, the region has "
+            f"{tuple(region.x.shape[1:])}; capture the model with an example of that shape"
+        )
+
+
+def _rows(graph: Graph, region: Region, spec: Tensor | None, targets: Tensor | None) -> Tensor | None:
+    if targets is not None:
+        if len(targets) != len(region) or not bool(((targets >= 0) & (targets < graph.outputs)).all()):
+            raise InputError(
+                f"targets must be (batch, rows) positions among the {graph.outputs} outputs, got {tuple(targets.shape)}"
+            )
+        spec = torch.eye(graph.outputs, device=targets.device)[targets]
+    if spec is None:
+        return None
+    if spec.shape[0] != len(region) or spec.shape[2] != graph.outputs or spec.shape[1] == 0:
+        raise InputError(
+            f"the specification must have shape ({len(region)}, rows, {graph.outputs}) for this model and region, "
+            f"got {tuple(spec.shape)}"
+        )
+    return spec.to(region.x)
+
+
+@torch.no_grad()
+def certify(
+    model: nn.Module | Graph,
+    x: Float[Tensor, "batch *shape"],
+    y: Int[Tensor, " batch"],
+    threat: Threat,
+    valid: Valid = None,
+    method: Method = "crown",
+    memory: int = MEMORY,
+) -> BoundCertificates:
+    """Whether no admissible change of `x` moves the label `y`, proven in float64 with outward rounding.
+
+    Raises InputError as `bounds` does, and for labels that the model does not have.
+    """
+    graph = model if isinstance(model, Graph) else capture(model, x)
+    if len(y) != len(x):
+        raise InputError(f"got {len(x)} inputs but {len(y)} labels; give one label an input")
+    rows = margin_spec(y, graph.outputs)
+    region = Region(x.double(), threat, valid)
+    found = bounds(graph, region, method=method, spec=rows, rounding="outward", upper=False, memory=memory)
+    margin = found.lower.amin(1)
+    return BoundCertificates(margin > 0, margin)

@@ -1,0 +1,85 @@
+"""Interval bound propagation (Gowal et al., 2018): a box at every node, from the input to the output.
+
+    affine      c' = J c + b,   r' = |J| r          (centre c, radius r)
+    monotone    [phi(l), phi(u)]
+
+`Propagation` holds the boxes and is what the backward methods refine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from holdfast.inputs.bounds.graph import Bound
+from holdfast.inputs.bounds.operator import Box, Relaxation
+from holdfast.inputs.bounds.region import Region
+from holdfast.inputs.bounds.rounding import Rounding
+from holdfast.threats.balls import Box as BoxThreat
+from holdfast.threats.balls import Linf
+
+
+class Propagation:
+    """Boxes of every value of a network over a region; value 0 is the input, `nodes[k]` makes value k + 1.
+
+    `tight[k]`: the box is already the smallest one (no bounding method can improve it).
+    """
+
+    def __init__(self, nodes: Sequence[Bound], region: Region, rounding: Rounding) -> None:
+        self.nodes, self.region, self.rounding = nodes, region, rounding
+        #: Whether the region is a product of intervals, so that boxes lose nothing at the input.
+        self.separable = isinstance(region.threat, (Linf, BoxThreat))
+        lower, upper = (end.unsqueeze(1) for end in region.interval())
+        if rounding.outward:
+            lower, upper = lower.nextafter(lower.new_tensor(-torch.inf)), upper.nextafter(upper.new_tensor(torch.inf))
+        self.boxes = [Box(lower, upper)]
+        self.tight = [self.separable]
+        self._independent = [self.separable]
+        self._affine = [True]
+        self._relaxations: dict[int, Relaxation] = {}
+        self._sizes: dict[int, Tensor] = {}
+
+    def advance(self) -> int:
+        """Add the next value's box; returns its position."""
+        node = self.nodes[len(self.boxes) - 1]
+        operator = node.operator
+        box = operator.interval(*(self.boxes[i] for i in node.inputs))
+        if self.rounding.outward and operator.terms:
+            size = operator.magnitude(*(self.boxes[i].magnitude for i in node.inputs))
+            box = Box(*self.rounding.widen(box.lower, box.upper, size))
+        alone = len(node.inputs) == 1 and self._independent[node.inputs[0]]
+        self.boxes.append(box)
+        self.tight.append(alone and (operator.affine or operator.diagonal))
+        self._independent.append(alone and operator.diagonal)
+        self._affine.append(operator.affine and all(self._affine[i] for i in node.inputs))
+        return len(self.boxes) - 1
+
+    def affine(self, position: int) -> bool:
+        """Whether the value is an affine function of the input."""
+        return self._affine[position]
+
+    def relaxation(self, position: int) -> Relaxation:
+        """The linear enclosure of the operator that makes the value, on the boxes known when first asked."""
+        if position not in self._relaxations:
+            node = self.nodes[position - 1]
+            self._relaxations[position] = node.operator.relax(*(self.boxes[i] for i in node.inputs))
+        return self._relaxations[position]
+
+    def size(self, position: int) -> Tensor:
+        """Bound on the absolute terms that make up the value at `position` (see `rounding`)."""
+        if position not in self._sizes:
+            self._sizes[position] = self._size(position)
+        return self._sizes[position]
+
+    def _size(self, position: int) -> Tensor:
+        if position == 0:
+            if self.separable:
+                return self.boxes[0].magnitude
+            # Eight times the size covers the sums inside a ball's support function (squares, and their square root).
+            x = self.region.x.unsqueeze(1)
+            return 8 * (x.abs() + torch.maximum(x - self.boxes[0].lower, self.boxes[0].upper - x))
+        node = self.nodes[position - 1]
+        sizes = [self.boxes[i].magnitude for i in node.inputs]
+        return node.operator.magnitude(*sizes) if node.operator.affine else self.relaxation(position).magnitude(*sizes)

@@ -1,0 +1,239 @@
+"""What an operator of a network must know to be bounded: its value, its interval, and its backward linear rule.
+
+Shapes.  A network is traced on one example, so a node's value there has the *event* shape of a batch of one.  Here
+every value carries one more leading axis for the examples, (examples, *event), and stacks of rows carry two,
+(examples, rows,
+*event).  Boxes are pairs (lower, upper) of values.
+
+An affine operator v_out = J v_in + b needs J's action, its adjoint, and |J|'s action (centre-radius intervals).  The
+adjoint comes from `torch.func.vjp` unless a class writes a faster one.  A nonlinear operator is enclosed between two
+linear functions of its inputs that are valid on their boxes (its *relaxation*).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.fx.node import map_aggregate
+
+
+class Box(NamedTuple):
+    """lower <= value <= upper, entry by entry; shape (examples, *event)."""
+
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def magnitude(self) -> Tensor:
+        """Largest absolute value in the box."""
+        return torch.maximum(self.lower.abs(), self.upper.abs())
+
+    def intersect(self, other: Box) -> Box:
+        """Both hold.  Where rounding leaves the two disjoint by a hair, `other` wins."""
+        lower, upper = torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper)
+        crossed = lower > upper
+        return Box(torch.where(crossed, other.lower, lower), torch.where(crossed, other.upper, upper))
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Stands for the i-th perturbed input among a call's arguments."""
+
+    position: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the traced program: `target` with arguments, the perturbed ones replaced by `Operand`s.
+
+    `item` selects one result of a target that returns several.  Constant tensors are already in the bound's dtype.
+    """
+
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    in_shapes: tuple[tuple[int, ...], ...]
+    out_shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    item: int | None = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The value for one example; inputs have their event shapes."""
+
+        def substitute(part: Any) -> Any:
+            return inputs[part.position] if isinstance(part, Operand) else part
+
+        result = self.target(*map_aggregate(self.args, substitute), **map_aggregate(self.kwargs, substitute))
+        return result if self.item is None else result[self.item]
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        """The argument that the operator's schema calls `name`."""
+        if name in self.kwargs:
+            return self.kwargs[name]
+        for position, declared in enumerate(self.target._schema.arguments):  # type: ignore[attr-defined]
+            if declared.name == name:
+                if position < len(self.args):
+                    return self.args[position]
+                return declared.default_value if declared.has_default_value() else default
+        return default
+
+    def with_constants(self, change: Callable[[Tensor], Tensor]) -> Call:
+        """The same call with every constant tensor or number among its tensor arguments changed."""
+
+        def changed(part: Any) -> Any:
+            return change(part) if isinstance(part, Tensor) else part
+
+        return Call(
+            self.target,
+            map_aggregate(self.args, changed),  # type: ignore[arg-type]
+            map_aggregate(self.kwargs, changed),  # type: ignore[arg-type]
+            self.in_shapes,
+            self.out_shape,
+            self.dtype,
+            self.device,
+            self.item,
+        )
+
+    def zeros(self) -> tuple[Tensor, ...]:
+        """A zero for every perturbed input."""
+        return tuple(torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in self.in_shapes)
+
+
+Pulled = tuple[tuple[Tensor, ...], Tensor | None]
+
+
+@runtime_checkable
+class Relaxation(Protocol):
+    """Linear functions below an operator's output, ready to carry rows backwards."""
+
+    def pull(self, rows: Tensor, examples: slice) -> Pulled:
+        """Rows on the output to (rows on each input, bias of shape (examples, rows) or None) such that
+
+        rows . output >= sum_i rows_i . input_i + bias     on the inputs' boxes, for the chosen examples.
+        """
+        ...
+
+    def magnitude(self, *sizes: Tensor) -> Tensor:
+        """Bound on the sum of the absolute terms of the linear functions, given bounds on the inputs' sizes."""
+        ...
+
+
+class Operator(ABC):
+    """One node's mathematics.  Subclasses name the calls they understand in `targets`."""
+
+    targets: ClassVar[tuple[Callable[..., Any], ...]] = ()
+    affine: ClassVar[bool] = False
+    #: Every output entry depends on at most one input entry and no input entry is used twice.
+    diagonal: ClassVar[bool] = False
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    @classmethod
+    def objection(cls, call: Call) -> str | None:
+        """Why this call is not covered, or None.  Tensors in `call` may be symbolic: look at shapes and options."""
+        return None
+
+    @property
+    def terms(self) -> int:
+        """Longest sum of products in the value or the adjoint (see `rounding`)."""
+        return 4 + sum(math.prod(shape) for shape in self.call.in_shapes)
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        """The operator on a batch: (examples, *event) -> (examples, *event)."""
+        return torch.func.vmap(self.call)(*inputs)
+
+    @abstractmethod
+    def interval(self, *boxes: Box) -> Box:
+        """Enclosing box of the output."""
+
+    @abstractmethod
+    def magnitude(self, *sizes: Tensor) -> Tensor:
+        """Bound on the sum of the absolute terms that make up each output entry, given bounds on |inputs|."""
+
+    def wanted(self, *boxes: Box) -> Sequence[Tensor | None]:
+        """Per input, which entries' bounds a tighter relaxation would use (bool like the box), or None."""
+        return [None] * len(boxes)
+
+    @abstractmethod
+    def relax(self, *boxes: Box) -> Relaxation:
+        """The linear enclosure on these boxes."""
+
+
+class Affine(Operator):
+    """v_out = J v_in + b.  By default J is taken to have no negative entry, so intervals are mapped end by end."""
+
+    affine = True
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self._offset: Tensor | None = None
+
+    def offset(self) -> Tensor:
+        """b, of the output's event shape."""
+        if self._offset is None:
+            self._offset = self.call(*self.call.zeros())
+        return self._offset
+
+    #: Whether b can be other than zero; spares the inner product where it cannot.
+    has_offset: ClassVar[bool] = False
+
+    def interval(self, *boxes: Box) -> Box:
+        return Box(self.value(*(box.lower for box in boxes)), self.value(*(box.upper for box in boxes)))
+
+    def magnitude(self, *sizes: Tensor) -> Tensor:
+        return self.value(*sizes).abs()
+
+    def relax(self, *boxes: Box) -> Relaxation:
+        return self
+
+    def adjoint(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """rows J for every input: (examples, rows, *out event) -> (examples, rows, *in event)."""
+        _, pullback = torch.func.vjp(self.call, *self.call.zeros())
+        flat = rows.flatten(0, 1).reshape(-1, *self.call.out_shape)
+        pulled = torch.func.vmap(pullback)(flat)
+        return tuple(part.reshape(*rows.shape[:2], *part.shape[1:]) for part in pulled)
+
+    def pull(self, rows: Tensor, examples: slice) -> Pulled:
+        bias = rows.flatten(2) @ self.offset().flatten() if self.has_offset else None
+        return self.adjoint(rows), bias
+
+    def unit_rows(self, index: Tensor) -> Tensor | None:
+        """Adjoint of one-hot rows at the flat positions `index` (examples, rows), when there is a shortcut."""
+        return None
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Entrywise lines: lower_slope z + lower_bias <= phi(z) <= upper_slope z + upper_bias; each (examples, *event).
+
+    A bias of None is zero.
+    """
+
+    lower_slope: Tensor
+    upper_slope: Tensor
+    lower_bias: Tensor | None
+    upper_bias: Tensor | None
+
+    def pull(self, rows: Tensor, examples: slice) -> Pulled:
+        below, above = self.lower_slope[examples][:, None], self.upper_slope[examples][:, None]
+        pulled = rows * torch.where(rows >= 0, below, above)
+        bias = None
+        for part, line in ((rows.clamp(min=0), self.lower_bias), (rows.clamp(max=0), self.upper_bias)):
+            if line is not None:
+                term = (part.flatten(2) @ line[examples].flatten(1)[..., None]).squeeze(-1)
+                bias = term if bias is None else bias + term
+        return (pulled,), bias
+
+    def magnitude(self, *sizes: Tensor) -> Tensor:
+        size = torch.maximum(self.lower_slope.abs(), self.upper_slope.abs()) * sizes[0]
+        for line in (self.lower_bias, self.upper_bias):
+            size = size if line is None else size + line.abs()
+        return size

@@ -1,0 +1,228 @@
+"""Known answers, limiting cases and bad input of `bounds`, `certify` and `capture`."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.errors import InputError, UnsupportedError
+from holdfast.core.seeds import torch_generator
+from holdfast.inputs.bounds import METHODS, Region, bounds, capture, certify, margin_spec, unsupported
+from holdfast.threats.balls import L1, L2, Linf
+
+from .networks import NAMES, captured, drawn, networks
+from .test_soundness import THREATS, inputs
+
+
+class AffineNetwork(nn.Module):
+    """Everything affine: convolution, batch normalisation, padding, residual addition, pooling, reshaping, a linear
+    layer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.mix = nn.Conv2d(3, 3, 1)
+        self.linear = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        y = y + self.mix(y)
+        return self.linear(nn.functional.avg_pool2d(y, 2).permute(0, 3, 1, 2).flatten(1)) / 3 - 1
+
+
+def jacobian(model: nn.Module, x: Tensor) -> Tensor:
+    """(outputs, *shape) of an affine model."""
+    return torch.func.jacrev(lambda one: model(one[None])[0])(x)
+
+
+@pytest.mark.parametrize("threat", THREATS)
+@pytest.mark.parametrize("method", METHODS)
+def test_affine_networks_are_bounded_exactly(method, threat):
+    model = drawn(AffineNetwork(), 1).double()
+    x = inputs(4).double()
+    found = bounds(model, Region(x, THREATS[threat], (0.0, 1.0)), method=method)
+    J = jacobian(model, x[0]).expand(len(x), -1, -1, -1, -1)
+    low, high = THREATS[threat].worst(J, x, (0.0, 1.0)), -THREATS[threat].worst(-J, x, (0.0, 1.0))
+    if method == "ibp" and threat in ("linf", "box"):  # intervals forget how a layer's outputs hang together
+        assert (found.lower <= model(x) + low + 1e-9).all()
+        return
+    torch.testing.assert_close(found.lower, model(x) + low, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.upper, model(x) + high, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("threat", THREATS)
+@pytest.mark.parametrize("kind", ["convolution", "linear"])
+def test_one_affine_layer_is_exact_in_every_method(kind, threat):
+    layers = {"convolution": nn.Conv2d(1, 3, 3, 2, 1), "linear": nn.Sequential(nn.Flatten(), nn.Linear(64, 5))}
+    model = drawn(layers[kind], 2).double()
+    x = inputs(4).double()
+    J = jacobian(lambda one: model(one).flatten(1), x[0]).expand(len(x), -1, -1, -1, -1)
+    exact = model(x).flatten(1) + THREATS[threat].worst(J, x, (0.0, 1.0))
+    graph = capture(model, x)
+    for method in METHODS:
+        found = bounds(graph, Region(x, THREATS[threat], (0.0, 1.0)), method=method)
+        torch.testing.assert_close(found.lower, exact, rtol=0, atol=1e-9)
+
+
+def test_relu_lines_on_one_neuron():
+    # f(x) = relu(2x) on [-1, 2]: bounds of f are 0 and 4; CROWN's lower line has slope 1 (since u > -l) and reaches -2.
+    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU()).double()
+    with torch.no_grad():
+        model[0].weight.fill_(2.0)
+        model[0].bias.zero_()
+    region = Region(torch.tensor([[0.5]], dtype=torch.float64), Linf(1.5))
+    found = bounds(model, region, method="crown", linear=True)
+    assert found.lower.item() == pytest.approx(0.0)  # intersected with the interval
+    assert found.upper.item() == pytest.approx(4.0)
+    A_l, b_l, A_u, b_u = found.linear
+    assert (A_l.item(), b_l.item()) == (pytest.approx(2.0), pytest.approx(0.0))
+    assert (A_u.item(), b_u.item()) == (pytest.approx(4 / 3), pytest.approx(4 / 3))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vanishing_radius_gives_the_output(name):
+    graph = captured(name)
+    x = inputs(0).double()
+    with torch.no_grad():
+        output = copy.deepcopy(graph.model).double()(x)
+    for method in METHODS:
+        found = bounds(graph, Region(x, Linf(1e-12)), method=method)
+        torch.testing.assert_close(found.lower, output, rtol=0, atol=1e-8)
+        torch.testing.assert_close(found.upper, output, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_linear_functions_enclose_the_network(name):
+    graph = captured(name)
+    model = copy.deepcopy(graph.model).double()
+    x = inputs(6).double()
+    A_l, b_l, A_u, b_u = bounds(graph, Region(x, Linf(0.05)), method="crown", linear=True).linear
+    generator = torch_generator(0, "points")
+    for _ in range(50):
+        point = Linf(0.05).random_start(x, generator=generator)
+        output = model(point)
+        assert (torch.einsum("nrchw,nchw->nr", A_l, point) + b_l <= output + 1e-9).all()
+        assert (torch.einsum("nrchw,nchw->nr", A_u, point) + b_u >= output - 1e-9).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_blocks_of_rows_change_nothing(name):
+    graph = captured(name)
+    region = Region(inputs(8, 3).double(), L2(0.5), (0.0, 1.0))
+    whole, pieces = (bounds(graph, region, method="crown", memory=memory) for memory in (1 << 30, 1 << 15))
+    torch.testing.assert_close(whole.lower, pieces.lower, rtol=0, atol=1e-9)
+    alone = [bounds(graph, region.part(slice(i, i + 1)), method="crown", memory=1 << 30) for i in range(3)]
+    torch.testing.assert_close(torch.cat([b.lower for b in alone]), whole.lower, rtol=0, atol=1e-9)
+
+
+def test_bounds_are_differentiable_in_weights_and_follow_training():
+    model = networks()["residual"]
+    x = inputs(0)
+    graph = capture(model, x)
+    region = Region(x, Linf(0.02), (0.0, 1.0))
+    y = torch.tensor([0, 1, 2])
+    for method in METHODS:
+        lower = bounds(graph, region, method=method, spec=margin_spec(y, 5).float(), upper=False).lower
+        gradients = torch.autograd.grad(lower.sum(), list(model.parameters()))
+        assert all(torch.isfinite(gradient).all() for gradient in gradients)
+        assert sum(float(gradient.abs().sum()) for gradient in gradients) > 0
+    before = bounds(graph, region, method="crown").lower
+    with torch.no_grad():
+        model.head.bias.add_(1.0)
+    torch.testing.assert_close(bounds(graph, region, method="crown").lower, before + 1, rtol=0, atol=1e-4)
+
+
+def test_specification_and_targets_pick_the_same_numbers():
+    graph = captured("multilayer")
+    region = Region(inputs(0).double(), Linf(0.05))
+    every = bounds(graph, region)
+    chosen = bounds(graph, region, targets=torch.tensor([[2], [0], [1]]))
+    torch.testing.assert_close(chosen.lower.squeeze(1), every.lower[torch.arange(3), torch.tensor([2, 0, 1])])
+
+
+def test_margin_rows():
+    rows = margin_spec(torch.tensor([1]), 3)
+    assert rows.tolist() == [[[-1.0, 1.0, 0.0], [0.0, 1.0, -1.0]]]
+    with pytest.raises(InputError, match=r"0\.\.2"):
+        margin_spec(torch.tensor([3]), 3)
+    with pytest.raises(InputError, match="two classes"):
+        margin_spec(torch.tensor([0]), 1)
+
+
+class Unbounded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.fft.rfft(x.flatten(1)).abs()
+        return y[:, :3] * y[:, 3:6]
+
+
+def test_unsupported_operators_are_named_with_their_line():
+    problems = unsupported(Unbounded(), inputs(0))
+    assert len(problems) == 1
+    assert "fft" in problems[0]
+    assert "test_bounding.py:" in problems[0]
+    with pytest.raises(UnsupportedError, match="fft"):
+        bounds(Unbounded(), Region(inputs(0), Linf(0.1)))
+    assert unsupported(networks()["viewed"], inputs(0)) == []
+
+
+class ValueDependent(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+
+def test_a_model_that_branches_on_values_is_refused():
+    with pytest.raises(UnsupportedError, match="traced"):
+        capture(ValueDependent(), inputs(0))
+
+
+def bad_inputs():
+    graph = captured("multilayer")
+    x, y = inputs(0), torch.tensor([0, 1, 2])
+    training = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.BatchNorm1d(3))
+    dropping = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3))
+    broken = drawn(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), 0)
+    broken[1].weight.data[0, 0] = torch.nan
+    return {
+        "integers": (lambda: Region(x.long(), Linf(0.1)), "floating|Float"),
+        "no batch": (lambda: Region(torch.rand(4), Linf(0.1)), r"\(batch, \*shape\)"),
+        "NaN": (lambda: Region(x * torch.nan, Linf(0.1)), "finite"),
+        "outside": (lambda: Region(x + 2, Linf(0.1), (0.0, 1.0)), "valid range"),
+        "method": (lambda: bounds(graph, Region(x, Linf(0.1)), method="magic"), "unknown bounding method|magic"),
+        "spec width": (lambda: bounds(graph, Region(x, Linf(0.1)), spec=torch.ones(3, 2, 7)), "specification"),
+        "spec batch": (lambda: bounds(graph, Region(x, Linf(0.1)), spec=torch.ones(2, 2, 4)), "specification"),
+        "spec and targets": (
+            lambda: bounds(graph, Region(x, Linf(0.1)), spec=torch.ones(3, 2, 4), targets=torch.zeros(3, 1).long()),
+            "not both",
+        ),
+        "target": (lambda: bounds(graph, Region(x, Linf(0.1)), targets=torch.full((3, 1), 9)), "targets"),
+        "linear by ibp": (lambda: bounds(graph, Region(x, Linf(0.1)), method="ibp", linear=True), "linear functions"),
+        "shape": (lambda: bounds(graph, Region(torch.rand(3, 1, 4, 4), Linf(0.1))), "captured for inputs"),
+        "labels": (lambda: certify(graph, x, y + 9, Linf(0.1)), "labels"),
+        "label count": (lambda: certify(graph, x, y[:2], Linf(0.1)), "one label an input|parameter 'y'"),
+        "batch norm training": (lambda: bounds(training.train(), Region(x, Linf(0.1))), "training mode"),
+        "dropout training": (lambda: bounds(dropping.train(), Region(x, Linf(0.1))), "training mode"),
+        "NaN weight": (lambda: bounds(broken, Region(x, Linf(0.1))), "NaN or infinity"),
+        "negative eps": (lambda: Linf(-0.1), "positive"),
+    }
+
+
+@pytest.mark.parametrize("case", sorted(bad_inputs()))
+def test_bad_input_is_one_clear_error(case):
+    call, words = bad_inputs()[case]
+    with pytest.raises(Exception, match=words) as caught:
+        call()
+    # Under the tests' type checks a wrong type is caught before our own message.
+    assert isinstance(caught.value, InputError) or case in ("method", "label count", "integers")
+
+
+def test_balls_beat_their_enclosing_box():
+    graph = captured("multilayer")
+    x = inputs(0).double()
+    for threat in (L1(0.3), L2(0.3)):
+        ball, box = (bounds(graph, Region(x, t), method="ibp").width.mean() for t in (threat, Linf(0.3)))
+        assert ball < box / 2
