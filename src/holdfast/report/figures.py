@@ -19,6 +19,7 @@ from holdfast.report.numbers import bare_text, plain_number
 MOST_POINTS = 300
 MOST_BARS = 40
 MOST_CELLS = 256
+MOST_BLOCKS = 100
 
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -214,15 +215,19 @@ def _(exhibit: Heatmap, name: str) -> Drawing:
         if detailed:
             _cells(axes, values, depth, _shares(exhibit.limits), cell)
         else:
-            image = np.concatenate([np.broadcast_to(_BAD_RGB, (*values.shape, 3)), depth[..., None]], axis=-1)
-            axes.imshow(image, aspect="auto", interpolation="nearest")
+            _image(axes, depth)
         _name_cells(axes, exhibit, values.shape, slanted)
 
     height = row_height * len(values) + (70 if slanted else 28)
     measured = shown_text(exhibit.value_label, 60) + ". " if exhibit.value_label else ""
     sense = "Orange marks what is off the diagonal" if matched else "Stronger colour is worse"
     unit = "Numbers are percentages. " if detailed and _shares(exhibit.limits) and "%" not in measured else ""
-    note = f"{measured}{unit}{sense}."
+    pooled = (
+        " Neighbouring cells share a place, and the worst is shown."
+        if max(values.shape, default=0) > MOST_BLOCKS
+        else ""
+    )
+    note = f"{measured}{unit}{sense}.{pooled}"
     size = f"{values.shape[0]} rows, {values.shape[1]} columns"
     words = f"{exhibit.title}. Matrix of {exhibit.value_label or 'values'}, {size}."
     return Drawing(draw(height, name, words, paint), note=note)
@@ -259,6 +264,18 @@ def _cells(axes: Any, values: np.ndarray, depth: np.ndarray, shares: bool, width
             size = min(FONT - 1.0, 1.55 * width / max(len(said), 1))
             colour = INK if depth[row, column] > 0.01 or row == column else MUTED
             axes.text(column, row, said, ha="center", va="center_baseline", fontsize=size, color=colour)
+
+
+def _image(axes: Any, depth: np.ndarray) -> None:
+    """A large matrix as one image; where cells must share a pixel the worst of them is shown, in sixteen steps."""
+    rows, columns = depth.shape
+    pooled = depth
+    for axis, count in enumerate(depth.shape):
+        starts = np.unique(np.linspace(0, count, min(count, MOST_BLOCKS), endpoint=False).astype(int))
+        pooled = np.maximum.reduceat(pooled, starts, axis=axis)
+    opacity = np.round(pooled * 16) / 16
+    image = np.concatenate([np.broadcast_to(_BAD_RGB, (*opacity.shape, 3)), opacity[..., None]], axis=-1)
+    axes.imshow(image, aspect="auto", interpolation="nearest", extent=(-0.5, columns - 0.5, rows - 0.5, -0.5))
 
 
 def _name_cells(axes: Any, exhibit: Heatmap, shape: tuple[int, ...], slanted: bool) -> None:
