@@ -46,7 +46,7 @@ def number():
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with one good model, good data, and one of every kind of damage."""
     monkeypatch.chdir(tmp_path)
@@ -143,13 +143,13 @@ CASES = [
     (f"{GOOD} --data truncated.npz", "truncated.npz"),
     (f"{GOOD} --data garbage.npz", "garbage.npz"),
     (f"{GOOD} --data unknown.xyz", "unknown.xyz"),
-    (f"{GOOD} --data table.csv", "label column"),
+    (f"{GOOD} --data table.csv", "--labels COLUMN"),
     (f"{GOOD} --data table.csv:absent", "absent"),
     (f"{GOOD} --data text.csv:label", "a"),
     (f"{GOOD} --data table.parquet:label", "table.parquet"),
     (f"{GOOD} --data t", "truncated"),
     (f"{GOOD} --data images", "1.png"),
-    (f"{GOOD} --data sizes", "(9, 9)"),
+    (f"{GOOD} --data sizes", "9x9"),
     (f"{GOOD} --data folder", "folder"),
     (f"{GOOD} --data good.npz --train wide.npz", "(1, 9, 9)"),
     (f"{GOOD} --data good.npz --probes accuracy,nonsense", "nonsense"),
