@@ -160,6 +160,11 @@ class Translation(Threat):
     def describe(self) -> str:
         return f"moved by up to {self.pixels} pixel{'s' if self.pixels > 1 else ''} in each direction"
 
+    def norm(self, delta: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
+        """Euclidean size of the change; what is admissible is decided by `contains`."""
+        size: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return size
+
     def moves(self) -> Iterator[tuple[int, int]]:
         """Every (down, right) shift, the identity first."""
         steps = sorted(range(-self.pixels, self.pixels + 1), key=abs)

@@ -1,0 +1,146 @@
+"""Several attacks in turn, each on what the ones before left standing (Croce and Hein, 2020).
+
+    cheap   PGD-10, APGD-T with 3 targets and 50 steps, Square with 500 queries
+
+The robust accuracy of a model is at most what survives all of them.  `run` says which member broke each example.
+Shapes, ranges and errors as in `gradient`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from holdfast.core.errors import InputError
+from holdfast.inputs.attack.apgd import APGD
+from holdfast.inputs.attack.gradient import PGD
+from holdfast.inputs.attack.loop import AttackRun, Model, check_batch, check_logits, forward
+from holdfast.inputs.attack.losses import Goal, Targeted
+from holdfast.inputs.attack.square import Square
+from holdfast.threats.balls import L1, L2, Box, Linf
+from holdfast.threats.base import Threat, Valid
+
+UNBROKEN, WRONG = -1, -2
+
+
+class Attack(Protocol):
+    """What the ensemble calls."""
+
+    def run(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        valid: Valid = (0, 1),
+        generator: torch.Generator | None = None,
+        goal: Goal | None = None,
+        clean_logits: Tensor | None = None,
+    ) -> AttackRun: ...
+
+
+@dataclass(frozen=True, eq=False)
+class EnsembleRun(AttackRun):
+    """An AttackRun that also knows the member that broke each example: its place, -1 unbroken, -2 wrong without
+    attack.
+    """
+
+    broken_by: Int[Tensor, " batch"]
+
+
+def members(threat: Threat, version: str) -> tuple[tuple[str, Attack], ...]:
+    """Names and attacks of a version, cheapest first.  Raises InputError for a version that does not exist."""
+    if version != "cheap":
+        raise InputError(f"unknown ensemble version {version!r}; choose from cheap")
+    chosen: list[tuple[str, Attack]] = [("PGD", PGD(threat, steps=10)), ("APGD-T", APGD(threat, steps=50, targets=3))]
+    if isinstance(threat, (Linf, Box, L2, L1)):
+        chosen.append(("Square", Square(threat, queries=500)))
+    return tuple(chosen)
+
+
+def in_turn(
+    attacks: tuple[tuple[str, Attack], ...],
+    threat: Threat,
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    valid: Valid,
+    generator: torch.Generator | None,
+    goal: Goal | None = None,
+    clean_logits: Tensor | None = None,
+) -> EnsembleRun:
+    """Run the attacks on what is still standing; queries add up."""
+    check_batch(model, x, y, valid)
+    logits = forward(model, x) if clean_logits is None and len(x) else clean_logits
+    if logits is None:
+        logits = x.new_zeros(0, 2)
+    check_logits(logits, x, y)
+    right = logits.argmax(1) == y
+    x_adv, queries = x.detach().clone(), torch.zeros_like(y)
+    best = torch.full_like(logits[:, 0], -torch.inf)
+    broken_by = torch.where(right, UNBROKEN, WRONG)
+    for place, (_, attack) in enumerate(attacks):
+        rows = (broken_by == UNBROKEN).nonzero().squeeze(1)
+        if not len(rows):
+            break
+        part = None if goal is None else restrict(goal, rows)
+        run = attack.run(
+            model, x[rows], y[rows], valid=valid, generator=generator, goal=part, clean_logits=logits[rows]
+        )
+        queries[rows] += run.queries
+        better = run.success | (run.best_loss > best[rows])
+        x_adv[rows[better]], best[rows[better]] = run.x_adv[better], run.best_loss[better]
+        broken_by[rows[run.success]] = place
+    return EnsembleRun(x_adv, broken_by >= 0, queries, threat.norm(x_adv - x), best, broken_by)
+
+
+def restrict(goal: Goal, rows: Tensor) -> Goal:
+    """The goal of some examples."""
+    return Targeted(goal.target[rows]) if isinstance(goal, Targeted) else goal
+
+
+@dataclass(frozen=True)
+class StandardEnsemble:
+    """The attacks of `members(threat, version)` in turn."""
+
+    threat: Threat
+    version: str = "cheap"
+
+    def __post_init__(self) -> None:
+        members(self.threat, self.version)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the members, which `broken_by` counts from 0."""
+        return tuple(name for name, _ in members(self.threat, self.version))
+
+    def __call__(
+        self,
+        model: Model,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, " batch"],
+        *,
+        valid: Valid = (0, 1),
+        generator: torch.Generator | None = None,
+        goal: Goal | None = None,
+    ) -> Float[Tensor, "batch *shape"]:
+        return self.run(model, x, y, valid=valid, generator=generator, goal=goal).x_adv
+
+    def run(
+        self,
+        model: Model,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, " batch"],
+        *,
+        valid: Valid = (0, 1),
+        generator: torch.Generator | None = None,
+        goal: Goal | None = None,
+        clean_logits: Float[Tensor, "batch classes"] | None = None,
+    ) -> EnsembleRun:
+        """Adversarial inputs, and which member found them."""
+        attacks = members(self.threat, self.version)
+        return in_turn(attacks, self.threat, model, x, y, valid, generator, goal, clean_logits)

@@ -1,0 +1,210 @@
+"""HopSkipJump (Chen, Jordan and Wainwright, 2020): walk along the decision boundary knowing predicted labels only.
+
+From a misclassified point, bisect to the boundary; there estimate the boundary's normal from the labels of B random
+probes at distance delta,
+
+    g = mean_b (phi_b - mean phi) u_b,     phi_b = +1 if x_t + delta u_b is adversarial, else -1
+
+step along it (its sign in L-infinity) by dist / sqrt(t), halved until the point is adversarial, and bisect again.  It
+minimises the distance, so it wins where that ends within the threat's radius.  All probes of all examples go through
+the model together.
+
+Threats: L2 and Linf (also with a size of its own for every feature).  Errors as in `gradient`; UnsupportedError for
+other threats.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from holdfast.core.errors import InputError, UnsupportedError
+from holdfast.inputs.attack.loop import AttackRun, Model, Search, forward
+from holdfast.inputs.attack.losses import Goal
+from holdfast.threats.balls import L2, Linf
+from holdfast.threats.base import Threat, Valid, gaussian, per_example, uniform, valid_bounds
+
+#: Radii, in units of the threat's, of the balls in which a first adversarial point is looked for.
+STARTS = (1, 3, 10, 30, 100)
+
+
+@dataclass(frozen=True)
+class HopSkipJump:
+    """`iterations` boundary steps with `initial_evals` * sqrt(t) probes, at most `max_evals`, at step t."""
+
+    threat: Threat
+    iterations: int = 64
+    initial_evals: int = 100
+    max_evals: int = 10_000
+    gamma: float = 1.0
+    tries: int = 100
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threat, (Linf, L2)):
+            raise UnsupportedError(
+                f"HopSkipJump minimises L-infinity or L2 distance; it does not attack {self.threat!r}"
+            )
+        if min(self.iterations, self.initial_evals, self.max_evals, self.tries) < 1:
+            raise InputError("HopSkipJump needs at least one iteration, one probe and one try")
+
+    def __call__(
+        self,
+        model: Model,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, " batch"],
+        *,
+        valid: Valid = (0, 1),
+        generator: torch.Generator | None = None,
+        goal: Goal | None = None,
+    ) -> Float[Tensor, "batch *shape"]:
+        return self.run(model, x, y, valid=valid, generator=generator, goal=goal).x_adv
+
+    def run(
+        self,
+        model: Model,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, " batch"],
+        *,
+        valid: Valid = (0, 1),
+        generator: torch.Generator | None = None,
+        goal: Goal | None = None,
+        clean_logits: Float[Tensor, "batch classes"] | None = None,
+    ) -> AttackRun:
+        """Admissible adversarial inputs; an example whose boundary was not brought within the radius keeps its clean
+        input.
+        """
+        search = Search.begin(model, self.threat, x, y, valid, goal, "margin", clean_logits)
+        rows, point = self.minimise(search, generator)
+        within = self.threat.contains(point, search.x[rows], valid)
+        search.x_adv[rows[within]] = point[within]
+        search.fooled[rows[within]] = True
+        return search.close()
+
+    def minimise(self, search: Search, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Rows for which an adversarial point was found, and the nearest one found, at any distance."""
+        rows, point = self._misclassified(search, generator)
+        if not len(rows):
+            return rows, point
+        start = search.x[rows]
+        size = start[0].numel()
+        theta = self.gamma / (size * math.sqrt(size) if isinstance(self.threat, L2) else size**2)
+        point = self._to_boundary(search, rows, start, point, theta)
+        for t in range(1, self.iterations + 1):
+            distance = self.threat.norm(point - start)
+            delta = self._probe_distance(search, distance, size, theta, t)
+            direction = self._normal(
+                search, rows, point, delta, min(int(self.initial_evals * t**0.5), self.max_evals), generator
+            )
+            moved = self._step(search, rows, start, point, direction, distance / t**0.5)
+            nearer = self._to_boundary(search, rows, start, moved, theta)
+            improved = self.threat.norm(nearer - start) < distance
+            point = torch.where(per_example(improved, point), nearer, point)
+        return rows, point
+
+    def _adversarial(self, search: Search, rows: Tensor, points: Tensor) -> Tensor:
+        """Whether each point (probes, examples, *shape) or (examples, *shape) has a wrong label; counts the queries."""
+        if points.ndim == search.x.ndim:
+            search.queries[rows] += 1
+            return search.aim.take(rows).reached(forward(search.model, points))
+        probes = len(points)
+        search.queries[rows] += probes
+        logits = forward(search.model, points.flatten(0, 1))
+        return search.aim.take(rows.repeat(probes)).reached(logits).reshape(probes, len(rows))
+
+    def _misclassified(self, search: Search, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """A first adversarial point by random noise of growing size; examples for which none is found are left out."""
+        rows = search.standing()
+        found_rows, found = [rows[:0]], [search.x[:0]]
+        for factor in STARTS:
+            ball = self.threat.scaled(factor * self.threat.radius)
+            for _ in range(max(self.tries // len(STARTS), 1)):
+                if not len(rows):
+                    break
+                noise = ball.random_start(search.x[rows], search.valid, generator=generator)
+                wrong = self._adversarial(search, rows, noise)
+                found_rows.append(rows[wrong])
+                found.append(noise[wrong])
+                rows = rows[~wrong]
+        return torch.cat(found_rows), torch.cat(found)
+
+    def _allowance(self, like: Tensor) -> Tensor:
+        """Relative size of every coordinate: one, or a feature's share of the largest eps."""
+        return (
+            self.threat.steepest(torch.ones_like(like[:1]))
+            if isinstance(self.threat, Linf)
+            else torch.ones_like(like[:1])
+        )
+
+    def _blend(self, start: Tensor, point: Tensor, share: Tensor) -> Tensor:
+        """The point brought closer: along the line (L2), or clipped to a smaller cube."""
+        part = per_example(share, start)
+        if isinstance(self.threat, L2):
+            return start + part * (point - start)
+        reach = part * per_example(self.threat.norm(point - start), start) * self._allowance(start)
+        return torch.clamp(point, start - reach, start + reach)
+
+    def _to_boundary(self, search: Search, rows: Tensor, start: Tensor, point: Tensor, theta: float) -> Tensor:
+        """Bisect between the input and an adversarial point; what is returned was seen to be adversarial."""
+        low = torch.zeros_like(point.flatten(1)[:, 0])
+        high = torch.ones_like(low)
+        best = point
+        for _ in range(max(1, math.ceil(-math.log2(min(max(theta, 1e-4), 0.5))))):
+            middle = (low + high) / 2
+            candidate = self._blend(start, point, middle)
+            wrong = self._adversarial(search, rows, candidate)
+            best = torch.where(per_example(wrong, best), candidate, best)
+            high, low = torch.where(wrong, middle, high), torch.where(wrong, low, middle)
+        return best
+
+    def _probe_distance(self, search: Search, distance: Tensor, size: int, theta: float, t: int) -> Tensor:
+        if t == 1 and search.valid is not None:
+            low, high = (torch.as_tensor(end).double() for end in search.valid)
+            return torch.full_like(distance, 0.1 * float((high - low).max()))
+        return distance * theta * (math.sqrt(size) if isinstance(self.threat, L2) else size)
+
+    def _normal(
+        self,
+        search: Search,
+        rows: Tensor,
+        point: Tensor,
+        delta: Tensor,
+        probes: int,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Estimated direction into the adversarial side."""
+        many = point.expand(probes, *point.shape)
+        noise = gaussian(many, generator) if isinstance(self.threat, L2) else 2 * uniform(many, generator) - 1
+        noise = noise * self._allowance(point)
+        flat = noise.flatten(2)
+        noise = (flat / flat.norm(dim=2, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny)).reshape(noise.shape)
+        spread = per_example(delta, point)
+        low, high = valid_bounds(point, search.valid)
+        probed = torch.clamp(point + spread * noise, low, high)
+        taken = (probed - point) / spread
+        phi = 2.0 * self._adversarial(search, rows, probed).to(point.dtype) - 1
+        mean = phi.mean(0)
+        weight = torch.where(mean.abs() == 1, phi, phi - mean)
+        grad = torch.einsum("pb,pbn->bn", weight, taken.flatten(2)).reshape(point.shape)
+        return self.threat.steepest(grad)
+
+    def _step(
+        self, search: Search, rows: Tensor, start: Tensor, point: Tensor, direction: Tensor, length: Tensor
+    ) -> Tensor:
+        """Move along the direction as far as the point stays adversarial, halving at most thirty times."""
+        low, high = valid_bounds(start, search.valid)
+        best, pending = point.clone(), torch.arange(len(rows), device=rows.device)
+        length = length.clone()
+        for _ in range(30):
+            there = point[pending] + per_example(length[pending], start) * direction[pending]
+            candidate = torch.clamp(there, low[pending], high[pending])
+            wrong = self._adversarial(search, rows[pending], candidate)
+            best[pending[wrong]] = candidate[wrong]
+            pending = pending[~wrong]
+            if not len(pending):
+                break
+            length[pending] /= 2
+        return best
