@@ -81,6 +81,17 @@ def test_odd_curves_are_drawn(series):
     svg(Curve("T", "x", "y", series, y_limits=(0.0, 1.0)))
 
 
+def test_points_are_labelled_unless_labels_would_hide_one_another():
+    _, _, texts = svg(
+        Curve("T", "x", "y", (Series("s", (0.0, 0.01, 0.5, 1.0), (0.99, 0.97, 0.5, 0.1)),), y_limits=(0.0, 1.0))
+    )
+    assert {"99%", "50%", "10%"} <= set(texts)
+    assert "97%" not in texts
+    log = (Series("s", (1e-4, 1e-2, 1.0), (0.99, 0.97, 0.96)),)
+    _, _, texts = svg(Curve("T", "x", "y", log, y_limits=(0.0, 1.0), x_log=True))
+    assert {"99%", "97%", "96%"} <= set(texts)
+
+
 def test_log_axes():
     svg(Curve("T", "x", "y", (Series("s", (1e-3, 1.0, 1e3), (1e-9, 1e-3, 1.0)),), x_log=True, y_log=True))
 

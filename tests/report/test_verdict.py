@@ -9,7 +9,7 @@ import pytest
 from holdfast.core.estimate import Estimate
 from holdfast.core.finding import Doubt, Finding, Section
 from holdfast.report.record import RunRecord
-from holdfast.report.verdict import first_screen, judge, rules_in_words
+from holdfast.report.verdict import clean_verdict, first_screen, judge, rules_in_words
 
 
 def record(*sections, doubts=()):
@@ -88,6 +88,15 @@ def test_a_doubt_about_something_else_spoils_nothing():
     assert word(CLEAN, section("adversarial", 0.75, 0.8, doubts=(doubt,))) == "Holds"
     everywhere = replace(doubt, touches=("adversarial.accuracy",))
     assert word(CLEAN, section("adversarial", 0.75, 0.8), doubts=(everywhere,)) == "In doubt"
+
+
+def test_without_the_accuracy_probe_the_shared_predictions_are_the_baseline(plain_run):
+    full = RunRecord.read(plain_run)
+    bare = replace(full, sections=tuple(section for section in full.sections if section.probe != "accuracy"))
+    right = full.clean["prediction"] == full.clean["label"]
+    clean = clean_verdict(bare)
+    assert clean.finding.estimate.value == right.mean() == clean_verdict(full).finding.estimate.value
+    assert [v.word for v in judge(bare)] == [v.word for v in judge(full)[1:]]
 
 
 def test_at_most_four_lines_gather_every_verdict_but_the_clean_one():

@@ -39,7 +39,7 @@ def render_card(record: RunRecord) -> str:
         "### Out-of-Scope Use",
         _out_of_scope(verdicts),
         "## Bias, Risks, and Limitations",
-        first_lines(verdicts),
+        first_lines(record, verdicts),
         *(doubt_text(doubt) for doubt in (*record.doubts, *(d for s in record.sections for d in s.doubts))),
         "### Recommendations",
         _recommendations(record),

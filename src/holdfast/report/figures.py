@@ -89,7 +89,7 @@ def _(exhibit: Curve, name: str) -> Drawing:
         if exhibit.diagonal:
             axes.axline((0, 0), slope=1, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
         for number, series in enumerate(shown):
-            _line(axes, series, number, alone=len(shown) == 1, shares=_shares(exhibit.y_limits))
+            _line(axes, series, number, exhibit)
         axes.set_xlabel(shown_text(exhibit.x_label, 60))
         axes.set_ylabel(shown_text(exhibit.y_label, 40))
         if exhibit.x_log:
@@ -113,7 +113,7 @@ def _(exhibit: Curve, name: str) -> Drawing:
     return Drawing(draw(230, name, _curve_words(exhibit), paint), legend, note)
 
 
-def _line(axes: Any, series: Series, number: int, *, alone: bool, shares: bool) -> None:
+def _line(axes: Any, series: Series, number: int, exhibit: Curve) -> None:
     places = _thinned(series)
     x, y = np.asarray(series.x, float)[places], np.asarray(series.y, float)[places]
     colour, few = SERIES[number % len(SERIES)], len(places) <= 30
@@ -127,11 +127,24 @@ def _line(axes: Any, series: Series, number: int, *, alone: bool, shares: bool) 
         linestyle=_DASHES[number % len(_DASHES)],
         marker=_MARKERS[number % len(_MARKERS)] if few else "",
     )
-    if alone and len(places) <= 9:
-        for at, value in zip(x, y):
-            if math.isfinite(value):
-                label = f"{100 * value:.0f}%" if shares else plain_number(float(value), 3)
-                axes.annotate(label, (at, value), (5, 4), textcoords="offset points", fontsize=FONT - 1, color=INK)
+    if len(exhibit.series) == 1 and len(places) <= 9:
+        for at, value in _apart(x, y, exhibit.x_log):
+            label = f"{100 * value:.0f}%" if _shares(exhibit.y_limits) else plain_number(float(value), 3)
+            axes.annotate(label, (at, value), (5, 4), textcoords="offset points", fontsize=FONT - 1, color=INK)
+
+
+def _apart(x: np.ndarray, y: np.ndarray, x_log: bool) -> list[tuple[float, float]]:
+    """The points that can be labelled without one label hiding another, the first and each far enough from the
+    last."""
+    along = np.log10(np.where(x > 0, x, np.nan)) if x_log else x
+    finite = np.isfinite(along) & np.isfinite(y)
+    spans = [float(np.ptp(values[finite])) or 1.0 if finite.any() else 1.0 for values in (along, y)]
+    kept: list[int] = []
+    for place in np.flatnonzero(finite).tolist():
+        near = kept and abs(along[place] - along[kept[-1]]) < 0.1 * spans[0]
+        if not (near and abs(y[place] - y[kept[-1]]) < 0.09 * spans[1]):
+            kept.append(place)
+    return [(float(x[place]), float(y[place])) for place in kept]
 
 
 def _curve_words(exhibit: Curve) -> str:

@@ -14,7 +14,7 @@ from holdfast.report.command import make_again
 from holdfast.report.numbers import duration_text, plain_number
 from holdfast.report.page import environment, exhibit_view, style
 from holdfast.report.record import RunRecord
-from holdfast.report.verdict import AGAINST_CLEAN, RETAINED, Verdict, first_screen, judge, rules_in_words
+from holdfast.report.verdict import AGAINST_CLEAN, RETAINED, Verdict, clean_verdict, first_screen, judge, rules_in_words
 
 #: No report is larger than this.
 LARGEST = 5_000_000
@@ -39,16 +39,15 @@ def _context(record: RunRecord) -> dict[str, Any]:
     told = dict(zip((section.probe for section in record.sections), verdicts))
     anchors = {section.probe: f"probe-{number}" for number, section in enumerate(record.sections, 1)}
     share = _share_of_pictures(record.sections)
-    clean = told.get("accuracy")
     return {
         "style": style(),
         "manifest": record.manifest,
         "subject": record.subject,
         "created": _date(record.manifest["created"]),
         "level": f"{100 * record.level:g} %",
-        "clean": clean if clean is not None and clean.finding is not None else None,
+        "clean": clean_verdict(record),
         "lines": first_screen(verdicts),
-        "strip": _strip(verdicts),
+        "strip": _strip(record, verdicts),
         "stopped": _stopped(record),
         "doubts": record.doubts,
         "rules": rules_in_words(),
@@ -132,17 +131,14 @@ def effort(section: Section) -> str:
     return f"{looked}{state}{took}."
 
 
-def _strip(verdicts: Sequence[Verdict]) -> dict[str, Any] | None:
+def _strip(record: RunRecord, verdicts: Sequence[Verdict]) -> dict[str, Any] | None:
     """Rows of the picture on the first screen: accuracies as they are, and under each perturbation."""
-    shown = [v for v in verdicts if v.probe in ("accuracy", *AGAINST_CLEAN) and v.finding is not None]
-    clean = next((v for v in shown if v.probe == "accuracy"), None)
-    if clean is None or clean.finding is None or len(shown) < 2:
+    clean = clean_verdict(record)
+    shown = [v for v in verdicts if v.probe in AGAINST_CLEAN and v.finding is not None]
+    if clean is None or clean.finding is None or not shown:
         return None
     value = clean.finding.estimate.value
-    rows = [
-        clean,
-        *sorted((v for v in shown if v is not clean), key=lambda v: -v.finding.estimate.value if v.finding else 0),
-    ]
+    rows = [clean, *sorted(shown, key=lambda verdict: -verdict.finding.estimate.value if verdict.finding else 0.0)]
     return {
         "rows": [_strip_row(verdict) for verdict in rows],
         "ticks": [f"{100 * share * value:.1f}" for share in RETAINED],

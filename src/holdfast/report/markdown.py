@@ -13,7 +13,7 @@ from holdfast.report.html import effort, facts
 from holdfast.report.numbers import estimate_text, plain_number
 from holdfast.report.page import cell_text, share_columns, visible
 from holdfast.report.record import RunRecord
-from holdfast.report.verdict import Verdict, first_screen, judge, rules_in_words
+from holdfast.report.verdict import Verdict, clean_verdict, first_screen, judge, rules_in_words
 
 #: Rows of a table, points of a line and pictures of a gallery that are written out.
 MOST_ROWS = 40
@@ -59,7 +59,7 @@ def render_markdown(record: RunRecord) -> str:
     """The whole report."""
     verdicts = judge(record)
     told = dict(zip((section.probe for section in record.sections), verdicts))
-    parts = [f"# Can I trust {escaped(str(record.subject['name']))}, and for what?", first_lines(verdicts)]
+    parts = [f"# Can I trust {escaped(str(record.subject['name']))}, and for what?", first_lines(record, verdicts)]
     if record.manifest["status"] != "complete":
         reason = record.manifest.get("stopped_because") or "the audit did not finish"
         parts.append(
@@ -72,10 +72,10 @@ def render_markdown(record: RunRecord) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def first_lines(verdicts: Sequence[Verdict]) -> str:
+def first_lines(record: RunRecord, verdicts: Sequence[Verdict]) -> str:
     """The answer in at most five lines."""
     lines = []
-    clean = next((verdict for verdict in verdicts if verdict.probe == "accuracy" and verdict.finding), None)
+    clean = clean_verdict(record)
     if clean is not None and clean.finding is not None:
         lines.append(
             f"- **{estimate_text(clean.finding.estimate, clean.finding.unit)}** right on data like the test set"

@@ -19,6 +19,7 @@ from typing import Literal
 
 from holdfast.core.estimate import Estimate
 from holdfast.core.finding import Doubt, Finding, Section
+from holdfast.core.sequences import anytime_mean
 from holdfast.report.numbers import estimate_text
 from holdfast.report.record import RunRecord
 
@@ -93,6 +94,8 @@ class Verdict:
         """Why the verdict is open, in a word or two; empty when it is not."""
         if self.word == "In doubt":
             return f"in doubt: {self.doubts[0].name}"
+        if self.word == "Measured":
+            return "not judged"
         return self.word.lower() if self.word in ("Undecided", "Not proven", "Not examined") else ""
 
     def __str__(self) -> str:
@@ -115,9 +118,27 @@ def judge(record: RunRecord) -> tuple[Verdict, ...]:
 
 
 def clean_accuracy(record: RunRecord) -> Finding | None:
-    """The accuracy on unperturbed data, when it was measured."""
+    """The accuracy on unperturbed data: as the accuracy probe found it, else from the clean predictions all probes
+    share."""
     section = next((section for section in record.sections if section.probe == "accuracy"), None)
-    return None if section is None else headline_of(section)
+    found = None if section is None else headline_of(section)
+    if found is not None or not record.clean:
+        return found
+    right = record.clean["prediction"] == record.clean["label"]
+    estimate = anytime_mean(right, level=record.level)
+    return Finding(
+        "accuracy", "accuracy", estimate, f"The model is right on {estimate_text(estimate)}.", column="correct"
+    )
+
+
+def clean_verdict(record: RunRecord) -> Verdict | None:
+    """The first line of the report: how often the model is right without any perturbation."""
+    clean = clean_accuracy(record)
+    if clean is None:
+        return None
+    word, rule = _against_guessing(clean.estimate, int(record.subject["classes"]))
+    topic, says = TOPICS["accuracy"]
+    return Verdict("accuracy", topic, word, clean, rule, record.doubts_about(clean), says)
 
 
 def _judge(record: RunRecord, section: Section, clean: Finding | None) -> Verdict:
@@ -183,7 +204,7 @@ _LEADS: tuple[tuple[str, str, tuple[Word, ...]], ...] = (
     ("It holds", "good", ("Holds",)),
     ("It wavers", "fair", ("Wavers",)),
     ("It falls", "bad", ("Falls",)),
-    ("Nobody can say yet", "open", ("In doubt", "Undecided", "Not proven", "Not examined")),
+    ("Nobody can say yet", "open", ("In doubt", "Undecided", "Not proven", "Measured", "Not examined")),
 )
 
 
