@@ -66,7 +66,10 @@ def box_matrix(entering: int, leaving: int) -> Float[np.ndarray, "leaving enteri
     """
     ratio = entering / leaving
     centre = (np.arange(leaving) + 0.5)[:, None] * ratio
-    # ties are common, so the order of operations decides; this one is Pillow's
-    offset = (np.arange(entering)[None, :] - centre + 0.5) * (1 / max(ratio, 1.0))
-    covered = (offset > -0.5) & (offset <= 0.5)
+    support = max(ratio, 1.0) / 2
+    pixel = np.arange(entering)[None, :]
+    # a centre often lies exactly on an edge, so the order of operations decides; this one is Pillow's
+    window = (pixel >= np.floor(centre - support + 0.5)) & (pixel < np.floor(centre + support + 0.5))
+    offset = (pixel - centre + 0.5) * (1 / max(ratio, 1.0))
+    covered = window & (offset > -0.5) & (offset <= 0.5)
     return covered / covered.sum(axis=1, keepdims=True)
