@@ -149,8 +149,9 @@ def _open_manifest(
     resume: bool,
     arguments: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
+    mark = fingerprint(subject)
     identity = {
-        "subject": fingerprint(subject),
+        "subject": mark,
         "seed": settings.seed,
         "threat": repr(settings.threat),
         "limit": limit,
@@ -173,7 +174,7 @@ def _open_manifest(
         "status": "running",
         "stopped_because": "",
         "identity": identity,
-        "subject": _described(subject, identity["subject"]),
+        "subject": _described(subject, mark),
         "settings": {
             "threat": None if settings.threat is None else settings.threat.describe(),
             "seed": settings.seed,

@@ -50,7 +50,7 @@ DEFAULT_PRECISION = 0.01
 @click.option("--workers", type=int, default=1, help="Shards examined at once by --engine.")
 @click.option("--trust", is_flag=True, help="Allow files that can run code when read (pickles).")
 @click.pass_context
-def command(ctx: click.Context, **options: Any) -> int:
+def command(ctx: click.Context, /, **options: Any) -> int:
     """Audit MODEL on --data, show the numbers while they form, and leave a report.
 
     MODEL is module:factory or file.py:factory (with --weights), a .pt2 archive, .onnx, .skops or a Hugging Face folder.
