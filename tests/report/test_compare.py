@@ -37,6 +37,7 @@ def test_a_run_does_not_differ_from_itself(runs):
     assert {d.key for d in same.differences} == {"accuracy.accuracy", "adversarial.accuracy", "corruption.accuracy"}
     for difference in same.differences:
         assert difference.difference.value == 0
+        assert difference.difference.width > 0, "no finite sample shows that two models never differ"
         assert difference.word == "no clear difference"
         assert difference.rising == difference.falling == ()
     assert same.changes.test.mid_p == 1

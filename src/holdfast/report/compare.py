@@ -285,6 +285,7 @@ def _interval(before: np.ndarray, after: np.ndarray, level: float, *, early: boo
     if not binary:
         before, after = before.astype(np.float64), after.astype(np.float64)
     inside = all(float(values.min()) >= 0 and float(values.max()) <= 1 for values in (before, after))
-    if early and inside:
+    unvaried = not binary and float(np.ptp(after - before)) == 0.0  # Student's t would claim certainty from any sample
+    if inside and (early or unvaried):
         return anytime_difference(before, after, level=level)
     return paired_difference(before, after, level)
