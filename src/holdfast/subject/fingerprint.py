@@ -122,9 +122,9 @@ def _input_parts(inputs: Inputs) -> Iterator[bytes]:
 
 
 def _array_parts(array: np.ndarray) -> Iterator[bytes]:
-    view = memoryview(array).cast("B")
-    for start in range(0, len(view), CHUNK):
-        yield bytes(view[start : start + CHUNK])
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    for start in range(0, len(flat), CHUNK):
+        yield flat[start : start + CHUNK].tobytes()
 
 
 def _mark(*facts: object) -> bytes:

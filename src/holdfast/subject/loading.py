@@ -214,21 +214,20 @@ def _whole_module(path: Path, trust: bool) -> LoadedModel:
 
 def _onnx_model(path: Path) -> LoadedModel:
     """An ONNX network as a torch module; through ONNX Runtime, with a doubt, when it cannot be converted."""
+    from holdfast.subject.models.onnx_session import disagreement, session_model
     from holdfast.subject.onnx_graph import load_onnx
 
     name = path.name.removesuffix(".gz").removesuffix(".onnx")
+    reason: str | None
     try:
         module = load_onnx(path)
     except UnsupportedError as error:
         reason = str(error)
     else:
-        from holdfast.subject.models.onnx_session import disagreement
-
         reason = disagreement(module, path)
         if reason is None:
-            return LoadedModel(module, name, shape=module.input_shape)  # type: ignore[arg-type]
-    from holdfast.subject.models.onnx_session import session_model
-
+            shape: Any = module.input_shape
+            return LoadedModel(module, name, shape=shape)
     doubt = Doubt(
         "gradients lost",
         "The ONNX network was run through ONNX Runtime without gradients, because it could not be converted: "

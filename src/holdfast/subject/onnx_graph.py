@@ -9,17 +9,15 @@ by running each layer on a shape-only tensor whose batch size is the prime `BATC
 stands for the batch, so chains of Shape, Gather, Mul and Concat fold into constants and come out again as `x.size(0)
 * k`.
 A network exported with a fixed batch (usually 1) is freed of it by asking where in memory the batch lies.  Nodes whose
-inputs are all constant are evaluated by ONNX's own reference implementation.  Operators are in `onnx_layers` and
-`onnx_functions`.
+inputs are all constant are evaluated by ONNX's own reference implementation.  Operators are in `onnx_layers`,
+`onnx_functions` and `onnx_shapes`.
 """
 
 from __future__ import annotations
 
 import gzip
-import operator
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,150 +28,10 @@ from torch import Tensor, fx, nn
 
 from holdfast.core.errors import InputError, MissingDependency, UnsupportedError
 from holdfast.core.seeds import torch_generator
-
-#: Stands for the batch size while shapes are worked out; a prime no layer has as its width.
-BATCH = 1_000_003
-
-
-@dataclass(frozen=True)
-class Live:
-    """A value that depends on the input: its `fx` node and a shape-only tensor."""
-
-    node: fx.Node
-    meta: Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.meta.shape)
-
-
-Value = Live | np.ndarray
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One ONNX node as its converter sees it; an optional input that was left out is None."""
-
-    kind: str
-    name: str
-    inputs: tuple[Value | None, ...]
-    outputs: int
-    attributes: dict[str, Any]
-    opset: int
-
-    def attribute(self, name: str, default: Any = None) -> Any:
-        return self.attributes.get(name, default)
-
-    def live(self, position: int = 0) -> Live:
-        """The input at `position`, which must depend on the network's input."""
-        value = self.inputs[position] if position < len(self.inputs) else None
-        if not isinstance(value, Live):
-            raise self.unsupported(f"input {position} is not computed from the network's input")
-        return value
-
-    def constant(self, position: int) -> np.ndarray | None:
-        """The constant input at `position`, None when it was left out."""
-        value = self.inputs[position] if position < len(self.inputs) else None
-        if isinstance(value, Live):
-            raise self.unsupported(f"input {position} must be constant")
-        return value
-
-    def setting(self, name: str, position: int) -> Any:
-        """What newer opsets pass as a constant input and older ones as an attribute; None when neither is there."""
-        given = self.constant(position)
-        return self.attributes.get(name) if given is None else given.tolist()
-
-    def unsupported(self, why: str) -> UnsupportedError:
-        return UnsupportedError(f"ONNX operator {self.kind} ({self.name or 'unnamed'}): {why}")
-
-
-class Builder:
-    """Grows the `fx` graph; converters call `layer`, `call` and `attach`, and get live values with their shapes."""
-
-    def __init__(self, declared_batch: int | None) -> None:
-        self.declared_batch = declared_batch
-        self.root = nn.Module()
-        self.graph = fx.Graph()
-        self.input: Live | None = None
-        self._size: fx.Node | None = None
-
-    def placeholder(self, shape: tuple[int, ...]) -> Live:
-        self.input = Live(self.graph.placeholder("x"), torch.empty(shape, device="meta"))
-        return self.input
-
-    def layer(self, kind: str, module: nn.Module, value: Live) -> Live:
-        """Apply a module (put in evaluation mode, without gradients of its parameters)."""
-        module = module.eval().requires_grad_(False)
-        name = f"{kind.lower()}_{sum(1 for _ in self.root.children())}"
-        self.root.add_module(name, module)
-        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-        meta = torch.func.functional_call(module, {key: t.to("meta") for key, t in tensors.items()}, (value.meta,))
-        return Live(self.graph.call_module(name, (value.node,)), meta)
-
-    def call(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Live:
-        """Apply a function; live values among the arguments (also inside lists) are passed on as nodes."""
-        meta = function(*_map(arguments, lambda v: v.meta), **_map(keywords, lambda v: v.meta))
-        return Live(self.graph.call_function(function, *self._nodes(arguments, keywords)), meta)
-
-    def method(self, name: str, value: Live, *arguments: Any, **keywords: Any) -> Live:
-        """Call a method of the tensor `value`."""
-        meta = getattr(value.meta, name)(*_map(arguments, lambda v: v.meta), **keywords)
-        return Live(self.graph.call_method(name, *self._nodes((value, *arguments), keywords)), meta)
-
-    def _nodes(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        positional = tuple(_free(argument, self) for argument in _map(arguments, lambda v: v.node))
-        return positional, {key: _free(value, self) for key, value in _map(keywords, lambda v: v.node).items()}
-
-    def attach(self, array: np.ndarray) -> Live:
-        """A constant as a buffer of the module."""
-        name = f"constant_{sum(1 for _ in self.root.buffers(recurse=False))}"
-        tensor = to_tensor(array)
-        self.root.register_buffer(name, tensor)
-        return Live(self.graph.get_attr(name), tensor.to("meta"))
-
-    def as_live(self, value: Value) -> Live:
-        return value if isinstance(value, Live) else self.attach(value)
-
-    def batch_times(self, factor: int) -> fx.Node:
-        """The size `factor * batch` at run time."""
-        assert self.input is not None
-        if self._size is None:
-            with self.graph.inserting_after(self.input.node):
-                self._size = self.graph.call_method("size", (self.input.node, 0))
-        return self._size if factor == 1 else self.graph.call_function(operator.mul, (self._size, factor))
-
-
-def _map(value: Any, change: Callable[[Live], Any]) -> Any:
-    if isinstance(value, Live):
-        return change(value)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_map(part, change) for part in value)
-    if isinstance(value, dict):
-        return {name: _map(part, change) for name, part in value.items()}
-    return value
-
-
-def _free(value: Any, builder: Builder) -> Any:
-    """Sizes that stand for the batch become the batch at run time."""
-    if isinstance(value, (list, tuple)):
-        return type(value)(_free(part, builder) for part in value)
-    if isinstance(value, int) and not isinstance(value, bool) and stands_for_batch(value):
-        return builder.batch_times(value // BATCH)
-    return value
-
-
-def stands_for_batch(size: int) -> bool:
-    return size != 0 and size % BATCH == 0
-
-
-def carries_batch(value: Value | None) -> bool:
-    """Whether an integer constant holds a size that stands for the batch."""
-    integer = isinstance(value, np.ndarray) and value.dtype.kind in "iu" and 0 < value.size <= 1024
-    return bool(integer and ((value != 0) & (value % BATCH == 0)).any())
-
-
-def to_tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(array, order="C", copy=True))
+from holdfast.subject.onnx_builder import BATCH, Builder, Live, Operation, Value, carries_batch
+from holdfast.subject.onnx_functions import FUNCTIONS
+from holdfast.subject.onnx_layers import LAYERS, fuse_bias
+from holdfast.subject.onnx_shapes import SHAPE_ARITHMETIC, SHAPES
 
 
 def load_onnx(path: str | Path) -> nn.Module:
@@ -208,7 +66,8 @@ class OneByOne(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """Outputs of every example, as the network gives them alone."""
-        return torch.vmap(lambda example: self.network(example[None])[0])(x)
+        outputs: Tensor = torch.vmap(lambda example: self.network(example[None])[0])(x)
+        return outputs
 
 
 def _only_input(model: Any, path: str | Path) -> Any:
@@ -237,7 +96,7 @@ def read_onnx(path: str | Path) -> Any:
         import onnx
     except ImportError as error:
         raise MissingDependency.of("onnx", "onnx", "reading an .onnx file") from error
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     path = Path(path)
     try:
@@ -298,10 +157,7 @@ def _typed_input(builder: Builder, shape: tuple[int, ...], kind: int) -> Live:
 def _convert(builder: Builder, graph: Any, values: dict[str, Value], opset: int) -> None:
     from onnx import helper
 
-    from holdfast.subject.onnx_functions import FUNCTIONS, SHAPE_ARITHMETIC
-    from holdfast.subject.onnx_layers import LAYERS, fuse_bias
-
-    converters = {**FUNCTIONS, **LAYERS}
+    converters = {**FUNCTIONS, **SHAPES, **LAYERS}
     skipped: set[int] = set()
     nodes = list(graph.node)
     for place, node in enumerate(nodes):
@@ -396,7 +252,8 @@ def _finish(builder: Builder, output: Value | None, shape: tuple[int, ...], path
 @torch.no_grad()
 def _check_independence(module: nn.Module, path: str | Path) -> None:
     """Three examples at once must give what they give alone: a batch frozen into the graph would show here."""
-    x = torch.rand((3, *module.input_shape), generator=torch_generator(0, "onnx"))
+    shape: Any = module.input_shape
+    x = torch.rand((3, *shape), generator=torch_generator(0, "onnx"))
     try:
         together, alone = module(x), torch.cat([module(part) for part in x.split(1)])
     except RuntimeError as error:

@@ -82,7 +82,7 @@ def _file_module(path: Path) -> ModuleType:
 def _send_by_value(module: ModuleType) -> None:
     """Other processes cannot import a file by its made-up name: let its classes travel with the model."""
     try:
-        import cloudpickle
+        import cloudpickle  # type: ignore[import-untyped]
     except ImportError:  # joblib before 1.6 brings its own
         from joblib.externals import cloudpickle
 
@@ -93,7 +93,8 @@ def _installed_module(name: str) -> ModuleType:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        return _running(name, lambda: importlib.import_module(name))
+        module: ModuleType = _running(name, lambda: importlib.import_module(name))
+        return module
     finally:
         sys.path.remove(here)
 

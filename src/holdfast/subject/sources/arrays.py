@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from holdfast.core.errors import InputError
-from holdfast.subject.data import ArrayInputs
+from holdfast.subject.data import ArrayInputs, Modality
 from holdfast.subject.sources.examples import Examples, Reading, image_examples, label_array, numeric_array
 
 INPUT_KEYS = ("x", "images", "inputs", "data", "features", "x_test", "X_test", "X")
@@ -37,7 +37,7 @@ def array_examples(
     if array.ndim == 4 or (array.ndim == 3 and (array.dtype == np.uint8 or reading.layout is not None)):
         found = image_examples(array, known, source, reading, names)
     else:
-        modality = "tabular" if array.ndim == 2 else "other"
+        modality: Modality = "tabular" if array.ndim == 2 else "other"
         kept = array.astype(np.float32) if array.dtype == bool else array
         found = Examples(ArrayInputs(kept), known, source, modality, names, valid=reading.input_range)
     return found if groups is None else Examples(**{**vars(found), "groups": groups})

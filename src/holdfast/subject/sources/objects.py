@@ -89,7 +89,7 @@ def _label_column(source: Any, name: str) -> str:
             f"{name}: which column holds the labels?  Name it (--labels); its columns are "
             f"{', '.join(source.column_names)}"
         )
-    return found[0]
+    return str(found[0])
 
 
 def saved_dataset(path: Path, split: str | None, reading: Reading) -> Examples:
