@@ -82,7 +82,7 @@ def _file_module(path: Path) -> ModuleType:
 def _send_by_value(module: ModuleType) -> None:
     """Other processes cannot import a file by its made-up name: let its classes travel with the model."""
     try:
-        import cloudpickle  # type: ignore[import-untyped]
+        import cloudpickle
     except ImportError:  # joblib before 1.6 brings its own
         from joblib.externals import cloudpickle
 
