@@ -60,9 +60,9 @@ def anytime_mean(
     population : size of the finite set the values were drawn from without replacement; the interval is then about the
         mean of that set and closes on it.  None: independent draws, the interval is about their distribution.
 
-    The mean is reported as it is when it lies inside the interval, else moved to the nearer end.  Where all looks
-    together leave nothing, which random order does with probability at most 1 - level, the last interval that left
-    something stays.
+    Where earlier looks have excluded the mean of all values, or all looks together leave nothing (random order does
+    either with probability at most 1 - level), the interval is widened to hold the mean, or the last one that left
+    something is.
 
     Raises
     ------
@@ -77,7 +77,8 @@ def anytime_mean(
         low, high = (float(ends[-1]) for ends in _mixture_path(unit, 1 - level, population))
     else:
         low, high = _betting_interval(unit, 1 - level, population)
-    mean = min(max(float(unit.mean()), low), high)
+    mean = float(unit.mean())
+    low, high = min(low, mean), max(high, mean)
     return Estimate(
         low_bound + scale * mean,
         low_bound + scale * low,
@@ -118,9 +119,9 @@ def anytime_mean_path(
 ) -> tuple[Float[np.ndarray, " looks"], Float[np.ndarray, " looks"], Float[np.ndarray, " looks"]]:
     """Value, low and high end as they stood after the first `looks[i]` values (each at least 1; None: after every one).
 
-    `low` never falls and `high` never rises, but for a population seen completely, which ends in its mean whatever was
-    said before.  Binary values give exactly what `anytime_mean` said at every step; others are resolved to a thousandth
-    of the range, on the outer side, for display.  Raises InputError as `anytime_mean` does, and on looks out of range.
+    `low` never falls and `high` never rises, except to hold the value (see `anytime_mean`).  Binary values give exactly
+    what `anytime_mean` said at every step; others are resolved to a thousandth of the range, on the outer side, for
+    display.  Raises InputError as `anytime_mean` does, and on looks out of range.
     """
     unit = _validated(values, level, bounds, population)
     n, low_bound, scale = len(unit), bounds[0], bounds[1] - bounds[0]
@@ -133,7 +134,7 @@ def anytime_mean_path(
     means = np.cumsum(unit) / np.arange(1, n + 1)
     if population == n:
         low[-1] = high[-1] = means[-1]
-    ends = np.stack([np.clip(means, low, high), low, high])[:, looks - 1]
+    ends = np.stack([means, np.minimum(low, means), np.maximum(high, means)])[:, looks - 1]
     value, low, high = low_bound + scale * ends
     return value, low, high
 
