@@ -14,6 +14,7 @@ probability" (the balance score; binary and top-label).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -143,16 +144,14 @@ def _signs(
 
 
 def _stretches(q: np.ndarray, signs: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    """Runs of one sign in the order of q; runs of few examples join the run before them."""
+    """Runs of one sign in the order of q; runs of few examples join a neighbour."""
     order = np.argsort(q, kind="stable")
     smallest = max(2, math.ceil(_SMALLEST_PART * len(q)))
-    starts, sign = [0], signs[order[0]]
-    for start, stop in _runs(signs[order]):
-        if stop - start < smallest or signs[order[start]] == sign:
-            continue
-        if start > 0:
+    long_runs = [start for start, stop in _runs(signs[order]) if stop - start >= smallest]
+    starts = [0]
+    for before, start in itertools.pairwise(long_runs):
+        if signs[order[before]] != signs[order[start]]:
             starts.append(start)
-        sign = signs[order[start]]
     member = np.empty(len(q), dtype=np.int64)
     member[order] = np.searchsorted(starts, np.arange(len(q)), side="right") - 1
     ends = [*starts[1:], len(q)]
