@@ -94,9 +94,9 @@ class TwoNN(BaseEstimator):
 
     def _slope(self, log_ratio: np.ndarray) -> Any:
         number = log_ratio.shape[-1]
-        kept = max(2, int(number * (1 - self.discard)))
+        kept = min(max(2, int(number * (1 - self.discard))), number - 1)  # the last one has F = 1
         ratios = np.sort(log_ratio, axis=-1)[..., :kept]
-        levels = -np.log1p(-np.arange(kept) / number)
+        levels = -np.log1p(-np.arange(1, kept + 1) / number)
         return (ratios * levels).sum(-1) / (ratios**2).sum(-1)
 
 

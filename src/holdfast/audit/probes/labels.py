@@ -21,7 +21,7 @@ from scipy.special import softmax
 from holdfast.audit.pictures import picture
 from holdfast.audit.probe import Batch, Evidence, Needs, Rows, Settings
 from holdfast.core.estimate import Estimate
-from holdfast.core.exhibit import Exhibit, Gallery, Heatmap, Table
+from holdfast.core.exhibit import Cell, Exhibit, Gallery, Heatmap, Table
 from holdfast.core.finding import Doubt, Finding, Section
 from holdfast.core.intervals import clopper_pearson
 from holdfast.core.seeds import derive_seed, numpy_generator
@@ -183,7 +183,7 @@ def _caption(subject: Subject, given: int, row: np.ndarray) -> str:
 def _summary(evidence: Evidence, issues: LabelIssues, share: Estimate, settings: Settings) -> Table:
     correct = evidence.clean["prediction"] == evidence.clean["label"]
     wrong, suspicious = int((~correct).sum()), evidence["suspicious"]
-    rows = (
+    rows: tuple[tuple[Cell, ...], ...] = (
         ("labels that look wrong", share),
         ("share of wrong labels by the calibrated joint", round(issues.estimated_share, 4)),
         ("labels to look at first (by class and by noise rate)", int(issues.mask.sum())),
