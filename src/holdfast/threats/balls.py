@@ -156,7 +156,7 @@ class Box(Threat):
         return Box(self.low, self.high, radius)
 
     def describe(self) -> str:
-        return f"every feature moved within its own allowance, times {number(self.radius)}"
+        return f"every feature moved by at most {number(self.radius)} times its own allowance"
 
     def _reach(self, like: Tensor) -> tuple[Tensor, Tensor]:
         down, up = (torch.as_tensor(end, dtype=like.dtype, device=like.device) for end in (self.low, self.high))

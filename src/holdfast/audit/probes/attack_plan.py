@@ -84,9 +84,9 @@ def default_threat(subject: Subject) -> tuple[Threat, str]:
     if not bool((spread > 0).any()):
         spread = torch.ones_like(spread)
     source = "training" if subject.train is not None else "test"
-    return Linf(0.1 * spread), (
-        f"No threat was given, so the default was used: every feature may move by a tenth of its own standard deviation in "
-        f"the {source} data (radii are those of the feature that varies most)."
+    return Box(-spread, spread, 0.1), (
+        "No threat was given, so the default was used: every feature may move by a tenth of its own standard deviation "
+        f"in the {source} data, which is its allowance and the unit of all radii."
     )
 
 
@@ -125,7 +125,7 @@ def attacks_at(threat: Threat, access: Access, effort: str) -> tuple[tuple[str, 
         return tuple(chosen)
     if access == Access.SCORES and isinstance(threat, (Linf, Box, L2, L1)):
         return (("Square", Square(threat, queries=300 if full else 100)),)
-    if isinstance(threat, (Linf, L2)):
+    if isinstance(threat, (Linf, Box, L2)):
         return (("HopSkipJump", HopSkipJump(threat, iterations=3, initial_evals=30, tries=25)),)
     return (("random search", RandomNoise(threat, draws=200 if full else 50)),)
 

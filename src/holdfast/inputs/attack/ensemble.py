@@ -9,7 +9,7 @@ Shapes, ranges and errors as in `gradient`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +27,7 @@ from holdfast.threats.base import Threat, Valid
 UNBROKEN, WRONG = -1, -2
 
 
+@runtime_checkable
 class Attack(Protocol):
     """What the ensemble calls."""
 

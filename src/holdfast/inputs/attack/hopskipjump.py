@@ -9,8 +9,8 @@ step along it (its sign in L-infinity) by dist / sqrt(t), halved until the point
 minimises the distance, so it wins where that ends within the threat's radius.  All probes of all examples go through
 the model together.
 
-Threats: L2 and Linf (also with a size of its own for every feature).  Errors as in `gradient`; UnsupportedError for
-other threats.
+Threats: L2, Linf and Box (where every feature has allowances of its own).  Errors as in `gradient`; UnsupportedError
+for other threats.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from holdfast.core.errors import InputError, UnsupportedError
 from holdfast.inputs.attack.loop import AttackRun, Model, Search, forward
 from holdfast.inputs.attack.losses import Goal
-from holdfast.threats.balls import L2, Linf
+from holdfast.threats.balls import L2, Box, Linf
 from holdfast.threats.base import Threat, Valid, gaussian, per_example, uniform, valid_bounds
 
 #: Radii, in units of the threat's, of the balls in which a first adversarial point is looked for.
@@ -44,10 +44,8 @@ class HopSkipJump:
     tries: int = 100
 
     def __post_init__(self) -> None:
-        if not isinstance(self.threat, (Linf, L2)):
-            raise UnsupportedError(
-                f"HopSkipJump minimises L-infinity or L2 distance; it does not attack {self.threat!r}"
-            )
+        if not isinstance(self.threat, (Linf, Box, L2)):
+            raise UnsupportedError(f"HopSkipJump attacks L-infinity, Box and L2 threats, not {self.threat!r}")
         if min(self.iterations, self.initial_evals, self.max_evals, self.tries) < 1:
             raise InputError("HopSkipJump needs at least one iteration, one probe and one try")
 
@@ -132,20 +130,17 @@ class HopSkipJump:
         return torch.cat(found_rows), torch.cat(found)
 
     def _allowance(self, like: Tensor) -> Tensor:
-        """Relative size of every coordinate: one, or a feature's share of the largest eps."""
-        return (
-            self.threat.steepest(torch.ones_like(like[:1]))
-            if isinstance(self.threat, Linf)
-            else torch.ones_like(like[:1])
-        )
+        """Relative size of every coordinate's move: one, or a feature's own allowance."""
+        one = torch.ones_like(like[:1])
+        return one if isinstance(self.threat, L2) else (self.threat.steepest(one) - self.threat.steepest(-one)) / 2
 
     def _blend(self, start: Tensor, point: Tensor, share: Tensor) -> Tensor:
-        """The point brought closer: along the line (L2), or clipped to a smaller cube."""
-        part = per_example(share, start)
+        """The point brought closer: along the line (L2), or clipped to a smaller box."""
         if isinstance(self.threat, L2):
-            return start + part * (point - start)
-        reach = part * per_example(self.threat.norm(point - start), start) * self._allowance(start)
-        return torch.clamp(point, start - reach, start + reach)
+            return start + per_example(share, start) * (point - start)
+        reach = per_example(share * self.threat.norm(point - start), start)
+        up, down = (self.threat.steepest(sign * torch.ones_like(start[:1])) for sign in (1, -1))
+        return torch.clamp(point, start + reach * down, start + reach * up)
 
     def _to_boundary(self, search: Search, rows: Tensor, start: Tensor, point: Tensor, theta: float) -> Tensor:
         """Bisect between the input and an adversarial point; what is returned was seen to be adversarial."""

@@ -1,59 +1,137 @@
-"""Every whole-pixel move of a `Translation`, tried one after the other: exhaustive, so a survivor is certified.
+"""Small moves of an image, tried out one by one: whole-pixel shifts, and shifts with rotation.
 
-Shapes (batch, channels, height, width); errors as in `gradient`.  A model without gradients or scores will do.
+The set is finite, so the answer is exact: an image is fooled when one of its views is.  For `Translation(px, "reveal")`
+x carries a margin of px real pixels on every side, the model sees the middle, and what enters at the border is what a
+camera would have seen (Azulay and Weiss, 2019, on why padding and rolling tell less).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
-from holdfast.inputs.attack.loop import AttackRun, Model, Search, forward
-from holdfast.inputs.attack.losses import Goal
-from holdfast.threats.base import Valid
+from holdfast.core.errors import InputError
+from holdfast.inputs.attack.loop import Model, check_logits, forward
+from holdfast.inputs.attack.losses import margin
 from holdfast.threats.places import Translation
+
+
+@dataclass(frozen=True, eq=False)
+class ShiftRun:
+    """What trying every move found, one entry an example.
+
+    `x_adv` is the first view that fools (else the clean view); `fooled_moves` how many do; `worst_margin` the largest
+    best-wrong minus right logit over all views; `success` whether a rightly classified clean view can be fooled.
+    `predictions` (moves, batch) are the answers to all views, the unmoved one first.
+    """
+
+    x_adv: Float[Tensor, "batch channels high wide"]
+    success: Bool[Tensor, " batch"]
+    fooled_moves: Int[Tensor, " batch"]
+    worst_margin: Float[Tensor, " batch"]
+    predictions: Int[Tensor, "moves batch"]
 
 
 @dataclass(frozen=True)
 class ShiftAttack:
-    """The first of the (2 pixels + 1)^2 - 1 moves that fools, smallest first."""
+    """Every whole-pixel move of a `Translation` against every example."""
 
     threat: Translation
 
     def __call__(
-        self,
-        model: Model,
-        x: Float[Tensor, "batch *shape"],
-        y: Int[Tensor, " batch"],
-        *,
-        valid: Valid = (0, 1),
-        generator: torch.Generator | None = None,
-        goal: Goal | None = None,
-    ) -> Float[Tensor, "batch *shape"]:
-        return self.run(model, x, y, valid=valid, generator=generator, goal=goal).x_adv
+        self, model: Model, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch channels high wide"]:
+        """The first view that fools, or the clean view; smaller than x by the margin when moves reveal pixels."""
+        return self.run(model, x, y).x_adv
 
-    def run(
-        self,
-        model: Model,
-        x: Float[Tensor, "batch *shape"],
-        y: Int[Tensor, " batch"],
-        *,
-        valid: Valid = (0, 1),
-        generator: torch.Generator | None = None,
-        goal: Goal | None = None,
-        clean_logits: Float[Tensor, "batch classes"] | None = None,
-    ) -> AttackRun:
-        """Adversarial views with the record of the search; `norm` is the Euclidean size of the change."""
-        self.threat.project(x[:0], x[:0])  # names the reason when the views are not of the image's own size
-        search = Search.begin(model, self.threat, x, y, valid, goal, "margin", clean_logits)
-        for move in list(self.threat.moves())[1:]:
-            rows = search.standing()
-            if not len(rows):
-                break
-            point = self.threat.moved(search.x[rows], move)
-            logits = forward(model, point)
-            search.note(rows, point, logits, search.aim.take(rows).value(logits))
-        return search.close()
+    def run(self, model: Model, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]) -> ShiftRun:
+        """Everything that was found out.  Raises InputError for images too small to move, or labels that do not fit."""
+        return tried(model, [self.threat.moved(x, move) for move in self.threat.moves()], y)
+
+
+@dataclass(frozen=True)
+class RotationTranslation:
+    """A grid of rotations (up to `degrees`) and shifts (up to `pixels`), bilinear, zeros entering at the border.
+
+    `grid` counts rotations, shifts down and shifts right, each odd so that the unmoved image is among them
+    (Engstrom et al., 2019: 31 x 5 x 5 over 30 degrees and a tenth of the image).
+    """
+
+    degrees: float = 30.0
+    pixels: float = 3.0
+    grid: tuple[int, int, int] = (31, 7, 7)
+
+    def __post_init__(self) -> None:
+        if any(count < 1 or count % 2 == 0 for count in self.grid):
+            raise InputError(
+                f"every count of the grid must be odd, so that it holds the unmoved image, got {self.grid}"
+            )
+
+    def __call__(
+        self, model: Model, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """The mildest view that fools, or the clean image."""
+        return self.run(model, x, y).x_adv
+
+    def run(self, model: Model, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]) -> ShiftRun:
+        """Everything that was found out; views are ordered from mild to wild."""
+        return tried(model, (rotated(x, *move) if any(move) else x for move in self.moves()), y)
+
+    def moves(self) -> list[tuple[float, float, float]]:
+        """(degrees, down, right) from the unmoved image outwards."""
+        reach = (self.degrees, self.pixels, self.pixels)
+        lines = [
+            [size * (2 * i / (count - 1) - 1) if count > 1 else 0.0 for i in range(count)]
+            for size, count in zip(reach, self.grid, strict=True)
+        ]
+        return sorted(product(*lines), key=lambda move: sum(abs(part) / (r or 1) for part, r in zip(move, reach)))
+
+
+def rotated(
+    x: Float[Tensor, "batch channels height width"], degrees: float, down: float, right: float
+) -> Float[Tensor, "batch channels height width"]:
+    """x turned counterclockwise about its centre by `degrees`, then moved by (down, right) pixels."""
+    height, width = x.shape[2:]
+    angle = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
+    cos, sin = float(angle.cos()), float(angle.sin())
+    # where an output pixel comes from, in coordinates that run from -1 to 1 along each side
+    across, along = -2 * right / width, -2 * down / height
+    ratio = height / width
+    theta = torch.tensor(
+        [
+            [cos, -sin * ratio, cos * across - sin * ratio * along],
+            [sin / ratio, cos, sin / ratio * across + cos * along],
+        ],
+        dtype=x.dtype,
+        device=x.device,
+    )
+    grid = F.affine_grid(theta.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def tried(model: Model, views, y: Int[Tensor, " batch"]) -> ShiftRun:  # type: ignore[no-untyped-def]
+    """Every view (batch, ...) of an iterable, the unmoved one first, against the model."""
+    clean: Tensor | None = None
+    predictions: list[Tensor] = []
+    for view in views:
+        logits = forward(model, view)
+        wrong, gap = logits.argmax(1) != y, margin(logits, y)
+        predictions.append(logits.argmax(1))
+        if clean is None:
+            check_logits(logits, view, y)
+            clean, x_adv, worst = view, view.clone(), gap
+            fooled = torch.zeros_like(y)
+            right = ~wrong
+            continue
+        fresh = right & wrong & (fooled == 0)
+        x_adv[fresh] = view[fresh]
+        fooled += (right & wrong).long()
+        worst = torch.maximum(worst, gap)
+    if clean is None:
+        raise InputError("there are no views to try")
+    return ShiftRun(x_adv, fooled > 0, fooled, worst, torch.stack(predictions))

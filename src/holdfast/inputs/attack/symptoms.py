@@ -58,7 +58,7 @@ def zero_gradients(zero: int, examples: int) -> Doubt | None:
         return None
     return Doubt(
         "zero gradients",
-        f"For {zero} of {examples} inputs the gradient of the margin is exactly zero, so gradient attacks start blind there.",
+        f"For {zero} of {examples} inputs the gradient is exactly zero: gradient attacks are blind.",
         TOUCHES,
         "Look for rounding, saturation or non-differentiable steps in the model; trust the score-based attack instead.",
     )
@@ -70,7 +70,7 @@ def noise_beats(noise: int, attack: int, examples: int, name: str) -> Doubt | No
         return None
     return Doubt(
         f"noise beats {name}",
-        f"Random noise of the same size fools {noise} of {examples} examples and {name} only {attack}, so {name} is misled.",
+        f"Random noise of the same size fools {noise} of {examples} examples, {name} only {attack}: it is misled.",
         TOUCHES,
         "Gradients do not point where the loss rises; treat the accuracy under attack as an upper bound.",
     )
@@ -85,7 +85,7 @@ def black_box_beats(extra: int, examples: int) -> Doubt | None:
         f"An attack that sees only scores broke {extra} of {examples} examples that survived every gradient attack; "
         "seeing more should never break less, so gradients are masked.",
         TOUCHES,
-        "The accuracy shown counts these examples as broken, but others may be hidden too: look for what blocks gradients.",
+        "These examples count as broken, but others may be hidden too: look for what blocks gradients.",
     )
 
 
@@ -95,7 +95,8 @@ def transfer_beats(transferred: int, direct: int, examples: int) -> Doubt | None
         return None
     return Doubt(
         "transferred attack beats direct one",
-        f"Adversarial inputs made for another model fool {transferred} of {examples} examples, those made for this one {direct}.",
+        f"Adversarial inputs made for another model fool {transferred} of {examples} examples, "
+        f"those made for this one {direct}.",
         TOUCHES,
         "Gradients of this model are masked.",
     )

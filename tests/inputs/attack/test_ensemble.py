@@ -1,0 +1,86 @@
+"""The ensemble is never weaker than a member, says who broke what, and symptoms fire on models that mask gradients."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from holdfast.core.errors import InputError
+from holdfast.inputs.attack import symptoms
+from holdfast.inputs.attack.ensemble import StandardEnsemble, members
+from holdfast.inputs.attack.losses import Targeted
+from holdfast.threats import L0, Linf
+
+spec = importlib.util.spec_from_file_location("attack_models", Path(__file__).with_name("models.py"))
+models = importlib.util.module_from_spec(spec)
+sys.modules["attack_models"] = models
+spec.loader.exec_module(models)
+
+
+def stream(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_names_the_member_that_broke_each_example():
+    model, x, y = models.trained()
+    threat = Linf(0.06)
+    ensemble = StandardEnsemble(threat)
+    run = ensemble.run(model, x, y, generator=stream())
+    first = members(threat, "cheap")[0][1].run(model, x, y, generator=stream())
+    right = model(x).argmax(1) == y
+    assert ensemble.names == ("PGD", "APGD-T", "Square")
+    assert (run.success | ~first.success).all()
+    assert torch.equal(run.broken_by == 0, first.success)
+    assert (run.broken_by[~right] == -2).all()
+    assert torch.equal(run.broken_by == -1, right & ~run.success)
+    assert torch.equal(run.success, right & (model(run.x_adv).argmax(1) != y))
+    assert threat.contains(run.x_adv, x, (0, 1)).all()
+
+
+def test_score_attack_breaks_what_gradients_cannot_and_the_doubts_say_so():
+    model, x, y = models.trained()
+
+    class Rounded(torch.nn.Module):
+        """Zero gradient everywhere: the input is rounded."""
+
+        def forward(self, z):
+            return model((z * 32).round() / 32) + 0 * z.sum()
+
+    run = StandardEnsemble(Linf(0.1)).run(Rounded().eval(), x[:60], y[:60], generator=stream())
+    by_scores = int((run.broken_by == 2).sum())
+    assert by_scores > 0
+    assert symptoms.black_box_beats(by_scores, 60) is not None
+    assert symptoms.black_box_beats(0, 60) is None
+
+
+def test_versions_goals_and_empty_batches():
+    model, x, y = models.trained()
+    with pytest.raises(InputError, match="unknown ensemble version"):
+        StandardEnsemble(Linf(0.1), version="huge")
+    assert StandardEnsemble(L0(2)).names == ("PGD", "APGD-T")
+    assert StandardEnsemble(Linf(0.1))(model, x[:0], y[:0]).shape == (0, 1, 8, 8)
+    goal = Targeted((y + 1) % 10)
+    run = StandardEnsemble(Linf(0.3)).run(model, x[:40], y[:40], generator=stream(), goal=Targeted(goal.target[:40]))
+    assert run.success.any()
+    assert torch.equal(model(run.x_adv).argmax(1)[run.success], goal.target[:40][run.success])
+
+
+def test_symptoms_fire_when_they_should_and_only_then():
+    model, x, _ = models.trained()
+    noise = stream()
+    assert symptoms.probabilities(model(x)) is None
+    assert symptoms.probabilities(model(x).softmax(1)) is not None
+    assert symptoms.randomness(model, x) is None
+    assert symptoms.randomness(lambda z: model(z + 0.1 * torch.randn(z.shape, generator=noise)), x) is not None
+    assert symptoms.zero_gradients(0, 10) is None
+    assert "3 of 10" in symptoms.zero_gradients(3, 10).sentence
+    assert symptoms.noise_beats(2, 2, 10, "FGSM") is None
+    assert "FGSM" in symptoms.noise_beats(3, 2, 10, "FGSM").sentence
+    assert symptoms.transfer_beats(2, 2, 10) is None
+    assert symptoms.transfer_beats(3, 2, 10) is not None
+    assert symptoms.does_not_fall(0.05, 0.1, "radius 1") is None
+    assert symptoms.does_not_fall(0.5, 0.1, "radius 1") is not None
+    assert symptoms.loss_not_rising(0, 10) is None
+    assert symptoms.loss_not_rising(5, 10) is not None
