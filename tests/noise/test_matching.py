@@ -25,7 +25,7 @@ class Line(nn.Module):
 def test_a_line_learns_the_score_of_a_smoothed_gaussian():
     data = 1.0 + 0.8 * torch.randn(5000, 1, generator=torch_generator(0))
     model = Line()
-    losses = fit(model, AmortizedResidual(0.5, 0.5), data, steps=800, batch=256, lr=2e-2, generator=torch_generator(1))
+    losses = fit(model, AmortizedResidual(0.5, 0.5), data, steps=400, batch=512, lr=3e-2, generator=torch_generator(1))
     precision = 1 / (data.var().item() + 0.25)
     assert model.slope.item() == pytest.approx(-precision, rel=0.1)
     assert model.shift.item() == pytest.approx(precision * data.mean().item(), rel=0.15)

@@ -36,4 +36,4 @@ class ConvScore(nn.Module):
         nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]  # the last layer is a convolution
 
     def forward(self, x: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n channels height width"]:
-        return self.layers(x)  # type: ignore[no-any-return]
+        return self.layers(x)

@@ -158,7 +158,7 @@ def read_paper(module: str) -> Paper | None:
         )
         if not any(isinstance(target, ast.Name) and target.id == "PAPER" for target in targets):
             continue
-        call = node.value  # type: ignore[union-attr]  # only assignments have targets
+        call = node.value  # type: ignore[attr-defined]  # only assignments have targets
         if not (
             isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Paper" and not call.args
         ):

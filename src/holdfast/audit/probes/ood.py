@@ -270,7 +270,7 @@ def _histogram(typical: np.ndarray, sets: dict[str, np.ndarray], lead: int, name
 def _gallery(subject: Subject, other: Data, evidence: Evidence, lead: int) -> Gallery:
     scores = np.nan_to_num(evidence["other"][:, lead], nan=-np.inf)
     most = [row for row in np.argsort(-scores, kind="stable")[:8] if np.isfinite(scores[row])]
-    images = other.inputs.take(evidence.clean["index"][most]) if most else []
+    images = other.inputs.take(evidence.clean["index"][np.array(most, dtype=np.int64)])
     return Gallery(
         "Foreign examples that the model finds most typical",
         tuple(

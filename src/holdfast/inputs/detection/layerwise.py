@@ -94,10 +94,11 @@ class LayerwiseMahalanobis(BaseEstimator):
         """
         check_is_fitted(self, "detectors_")
         grid = (self.magnitude_,) if magnitudes is None else tuple(magnitudes)
-        truth = np.repeat([1, 0], [len(X_typical), len(X_other)])
+        typical, other = self._tensor(X_typical), self._tensor(X_other)
+        truth = np.repeat([1, 0], [len(typical), len(other)])
         tried = []
         for magnitude in grid:
-            scores = self.score_layers(_stack(self._tensor(X_typical), self._tensor(X_other)), magnitude)
+            scores = self.score_layers(torch.cat([typical, other]), magnitude)
             tried.append((self._cross_validated(scores, truth) if len(grid) > 1 else 0.0, magnitude, scores))
         _, self.magnitude_, scores = max(tried, key=lambda attempt: attempt[0])
         self.combiner_ = self._new_combiner().fit(scores, truth)
@@ -174,7 +175,3 @@ class LayerwiseMahalanobis(BaseEstimator):
         if not torch.isfinite(x).all():
             raise InputError("inputs hold NaN or infinite values; a detector cannot place them")
         return x.to(device)
-
-
-def _stack(first: Tensor, second: Tensor) -> Tensor:
-    return torch.cat([first, second])

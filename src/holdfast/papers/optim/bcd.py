@@ -17,7 +17,7 @@ from sklearn.neighbors import kneighbors_graph
 from holdfast.core.exhibit import Curve, Series
 from holdfast.core.seeds import numpy_generator
 from holdfast.optim.blocks import curvature_diagonals, make_partition
-from holdfast.optim.coordinate import BlockCoordinateDescent
+from holdfast.optim.coordinate import BlockCoordinateDescent, Rule, Update
 from holdfast.optim.forest import solve_forest
 from holdfast.optim.problem import LeastSquares, Quadratic
 from holdfast.optim.prox import L1
@@ -42,7 +42,7 @@ PAPER = Paper(
     reference="Nutini, Laradji and Schmidt, JMLR 2022",
 )
 
-PAIRS = (("gsl", "gradient"), ("gsd", "diagonal"), ("gsq", "matrix"))
+PAIRS: tuple[tuple[Rule, Update], ...] = (("gsl", "gradient"), ("gsd", "diagonal"), ("gsq", "matrix"))
 ITERATIONS = 30
 
 
