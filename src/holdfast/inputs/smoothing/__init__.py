@@ -1,0 +1,1 @@
+"""Randomized smoothing: certificates from the votes of a model on noisy copies of an input."""
