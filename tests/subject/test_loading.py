@@ -303,6 +303,28 @@ class TestData:
         assert subject.test.feature_names == ("d", "b")
         assert np.array_equal(logits_of(subject).argmax(1), fitted.predict(frame[["d", "b"]]))
 
+    def test_pipeline_on_a_data_frame_gets_its_words_back(self, tmp_path):
+        pd = pytest.importorskip("pandas")
+        from sklearn.compose import make_column_transformer
+        from sklearn.preprocessing import OneHotEncoder
+
+        colours = np.array(["red", "green", "blue", "grey"])
+        frame = pd.DataFrame({"a": ROWS[:, 10], "colour": colours[LABELS % 4], "b": ROWS[:, 20], "kind": LABELS % 3})
+        encoder = make_column_transformer((OneHotEncoder(), ["colour"]), (StandardScaler(), ["b", "a"]))
+        fitted = make_pipeline(encoder, LogisticRegression()).fit(frame[["a", "colour", "b"]], frame["kind"])
+        frame[:150].to_csv(tmp_path / "test.csv", index=False)
+        frame[150:].to_parquet(tmp_path / "train.parquet")
+        subject = load_subject(
+            fitted, f"{tmp_path}/test.csv:kind", train=f"{tmp_path}/train.parquet:kind", group_column="colour"
+        )
+        expected = fitted.predict_proba(frame[["a", "colour", "b"]][:150])
+        np.testing.assert_allclose(torch.from_numpy(logits_of(subject)).softmax(1).numpy(), expected, atol=1e-5)
+        x, _ = subject.train.take(np.arange(50))
+        answers = subject.logits(torch.from_numpy(x)).argmax(1).numpy()
+        assert np.array_equal(answers, fitted.predict(frame[["a", "colour", "b"]][150:]))
+        assert set(subject.test.groups) == set(colours)
+        assert "colour" in subject.doubts[0].sentence
+
     @pytest.mark.parametrize("mode", ["L", "RGB"])
     def test_image_folder(self, tmp_path, mode):
         from PIL import Image

@@ -72,7 +72,7 @@ def load_subject(
     """
     names = None if class_names is None else tuple(class_names)
     loaded = load_model(model, weights=weights, trust=trust)
-    reading = Reading(labels, group_column, layout, input_range, loaded.features)
+    reading = Reading(labels, group_column, layout, input_range, loaded.features, levels=loaded.levels)
     found = load_examples(data, reading)
     found_train = None if train is None else load_examples(train, reading)
     found_other = None if other is None else load_examples(other, replace(reading, labelled=False, groups=None))
@@ -100,11 +100,26 @@ def load_subject(
         access=access,
         modality=found.modality,
         name=ready.name,
-        doubts=(*ready.doubts, *doubts),
+        doubts=(*ready.doubts, *doubts, *_coded(loaded)),
     )
     check_shapes(subject)
     check_labels(subject)
     return subject
+
+
+def _coded(loaded: LoadedModel) -> list[Doubt]:
+    if not loaded.levels:
+        return []
+    named = ", ".join(loaded.levels)
+    return [
+        Doubt(
+            "columns of words",
+            f"The columns {named} hold words and were coded as numbers in order of the alphabet; a perturbation of "
+            "such a "
+            "column moves an example to a word that is near in the alphabet, not in meaning.",
+            advice="Read results about noise and attacks on these columns with care.",
+        )
+    ]
 
 
 def _class_values(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.core.errors import InputError, TrustError
+from holdfast.core.errors import InputError, MissingDependency, TrustError
 from holdfast.subject.fingerprint import file_digest
 from holdfast.subject.models.loaded import ArrayModel, LoadedModel, Outputs
 from holdfast.subject.subject import Access
@@ -36,29 +35,55 @@ def estimator_model(estimator: Any, name: str, digest: str | None = None) -> Loa
     function, outputs = _best_answer(estimator, np.asarray(classes))
     features = getattr(estimator, "feature_names_in_", None)
     named = None if features is None else tuple(str(feature) for feature in features)
+    levels: dict[str, list[str]] | None = None if named is None else {}
+    rows = _flat_rows(estimator) if named is None or levels is None else _frames(named, levels)
     return LoadedModel(
-        ArrayModel(_on_rows(function, estimator, named), digest or _digest(estimator)),
+        EstimatorModel(lambda x: function(rows(x)), digest or _digest(estimator), levels),
         name,
         Access.LABELS if outputs == "labels" else Access.SCORES,
         outputs,
         tuple(np.asarray(classes).tolist()),
         named,
+        levels=levels,
     )
 
 
-def _on_rows(
-    function: Callable[[Any], np.ndarray], estimator: Any, named: tuple[str, ...] | None
-) -> Callable[[Any], Any]:
-    """`function` on flat rows; an estimator fitted on a data frame is spared the warning that names are missing."""
+class EstimatorModel(ArrayModel):
+    """An estimator as a module; its content is the estimator and the code book of its columns of words."""
+
+    def __init__(self, function: Callable[[np.ndarray], Any], digest: str, levels: dict[str, list[str]] | None) -> None:
+        super().__init__(function, digest)
+        self.levels = levels
+
+    def content_digest(self) -> str:
+        return self.digest if not self.levels else f"{self.digest} {sorted(self.levels.items())!r}"
+
+
+def _flat_rows(estimator: Any) -> Callable[[np.ndarray], Any]:
+    """Examples of any shape as the rows that the estimator was fitted on."""
     wanted = getattr(estimator, "n_features_in_", None)
+    return lambda x: x.reshape(len(x), -1) if wanted is not None and x.size == len(x) * wanted else x
 
-    def answer(x: np.ndarray) -> np.ndarray:
-        rows = x.reshape(len(x), -1) if wanted is not None and x.size == len(x) * wanted else x
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="X does not have valid feature names")
-            return function(rows)
 
-    return answer
+def _frames(named: tuple[str, ...], levels: dict[str, list[str]]) -> Callable[[np.ndarray], Any]:
+    """Rows as the data frame that the estimator was fitted on, codes turned back into words (the nearest one)."""
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise MissingDependency(
+            "the estimator was fitted on a data frame and needs one again: pip install pandas"
+        ) from error
+
+    def frame(x: np.ndarray) -> Any:
+        if x.ndim != 2 or x.shape[1] != len(named):
+            raise ValueError(f"rows of {len(named)} columns were wanted, {', '.join(named[:5])}, ...")
+        columns = {name: x[:, k] for k, name in enumerate(named)}
+        for name, book in levels.items():
+            place = np.clip(np.rint(columns[name]), 0, len(book) - 1).astype(int)
+            columns[name] = np.asarray(book, dtype=object)[place]
+        return pd.DataFrame(columns)
+
+    return frame
 
 
 def _best_answer(estimator: Any, classes: np.ndarray) -> tuple[Callable[[Any], np.ndarray], Outputs]:

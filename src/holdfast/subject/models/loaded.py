@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,8 @@ class LoadedModel:
     """A module and what is known about it.
 
     `outputs` says what the module returns, None when nobody has said.  `classes` are the labels the model answers with,
-    in order of its outputs; `features` the columns it wants; `shape` that of one example, when it is fixed.
+    in order of its outputs; `features` the columns it wants; `shape` that of one example, when it is fixed.  `levels`
+    is the code book that tables fill when such a model takes columns of words: column -> what 0, 1, ... stand for.
     """
 
     module: nn.Module
@@ -35,6 +36,7 @@ class LoadedModel:
     features: tuple[str, ...] | None = None
     shape: tuple[int, ...] | None = None
     doubts: tuple[Doubt, ...] = ()
+    levels: dict[str, list[str]] | None = None
 
 
 class ArrayModel(nn.Module):
@@ -148,6 +150,4 @@ def as_logits(loaded: LoadedModel, outputs: Outputs | None, classes: int | None)
 
 
 def _with(loaded: LoadedModel, module: nn.Module, outputs: Outputs | None, access: Access) -> LoadedModel:
-    return LoadedModel(
-        module, loaded.name, access, outputs, loaded.classes, loaded.features, loaded.shape, loaded.doubts
-    )
+    return replace(loaded, module=module, access=access, outputs=outputs)

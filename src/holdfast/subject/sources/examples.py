@@ -23,7 +23,8 @@ class Reading:
     """What the user said about how to read a source; None where nothing was said.
 
     `labels` names the column or array of labels, `groups` that of subgroups; `layout` is the order of image axes;
-    `input_range` the units in which bytes are fed; `features` the columns the model wants, in its order.
+    `input_range` the units in which bytes are fed; `features` the columns the model wants, in its order; `levels` the
+    code book for columns of words (see `LoadedModel`), None when the model takes numbers only.
     """
 
     labels: str | None = None
@@ -32,6 +33,7 @@ class Reading:
     input_range: Range | None = None
     features: tuple[str, ...] | None = None
     labelled: bool = True
+    levels: dict[str, list[str]] | None = None
 
 
 @dataclass(frozen=True)

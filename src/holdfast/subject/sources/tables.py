@@ -2,8 +2,8 @@
 
 A file is named `path.csv:label`, or `path.csv` with the column named apart (`--labels`).  Every other column is a
 feature
-and must be numeric; a text column may serve as the group column.  An estimator that knows its features' names is given
-those columns, in its own order.
+and must be numeric; a text column may serve as the group column.  An estimator that was fitted on a data frame is given
+its columns by name, words too: they are coded as numbers here and turned back in front of the estimator.
 """
 
 from __future__ import annotations
@@ -75,11 +75,23 @@ def table_examples(columns: Mapping[str, np.ndarray], label: str | None, source:
     names = _features(columns, label, source, reading)
     features = np.empty((len(next(iter(columns.values()))), len(names)), dtype=np.float64)
     for k, name in enumerate(names):
-        features[:, k] = columns[name]
+        words = columns[name].dtype.kind not in "iufb"
+        features[:, k] = _codes(columns[name], name, source, reading) if words else columns[name]
     check_finite(features, source, names)
     inputs = ArrayInputs(features.astype(np.float32))
     kept = labels if reading.labelled else None
     return Examples(inputs, kept, source, "tabular", None, names, groups, reading.input_range)
+
+
+def _codes(column: np.ndarray, name: str, source: str, reading: Reading) -> np.ndarray:
+    """Words as places in the code book, which grows by the words it has not seen, in sorted order."""
+    assert reading.levels is not None
+    if any(value is None for value in column):
+        raise InputError(f"{source}: column {name!r} has gaps; fill them in or leave these rows out")
+    values, inverse = np.unique(column.astype(str), return_inverse=True)
+    book = reading.levels.setdefault(name, [])
+    book.extend(value for value in values.tolist() if value not in book)
+    return np.array([book.index(value) for value in values.tolist()])[inverse]
 
 
 def _present(columns: Mapping[str, np.ndarray], name: str, source: str, role: str) -> np.ndarray:
@@ -111,7 +123,7 @@ def _features(columns: Mapping[str, np.ndarray], label: str | None, source: str,
     if reading.features is None:
         names = tuple(name for name in names if name != reading.groups or name not in text)
         text = [name for name in text if name != reading.groups]
-    if text:
+    if text and reading.levels is None:
         raise InputError(
             f"{source}: the features {_listed(text)} are not numbers; encode them (ordinal or one-hot) as the "
             "model was "
