@@ -12,6 +12,7 @@ line for as long as it fools; it bounds the distance to the decision boundary fr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ class AdversarialProbe:
                 radius[broken] = self._shortest(subject, state, batch, broken, run.x_adv[run.success])
                 if state.first_order and len(broken):
                     # Straight up from the input: a random start fools from aside, which is further than need be.
-                    given = {"valid": subject.valid, "clean_logits": batch.logits[broken]}
+                    given: dict[str, Any] = {"valid": subject.valid, "clean_logits": batch.logits[broken]}
                     climb = PGD(stage.threat, steps=10, loss="margin", random_start=False)
                     again = climb.run(subject.model, batch.x[broken], batch.y[broken], **given)
                     won = broken[again.success]
@@ -147,7 +148,7 @@ class AdversarialProbe:
     def _sanity(self, subject: Subject, state: State, batch: Batch) -> dict[str, Tensor]:
         """What the doubts need: the same radius by noise, by one step, and where the gradient is zero."""
         threat, x, y = state.plan.threat, batch.x, batch.y
-        given = {"valid": subject.valid, "generator": batch.generator, "clean_logits": batch.logits}
+        given: dict[str, Any] = {"valid": subject.valid, "generator": batch.generator, "clean_logits": batch.logits}
         noise = RandomNoise(threat, draws=NOISE_DRAWS).run(subject.model, x, y, **given).success
         nothing = torch.zeros_like(noise)
         if not state.first_order:

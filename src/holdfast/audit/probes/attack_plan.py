@@ -11,22 +11,55 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from holdfast.core.errors import UnsupportedError
 from holdfast.inputs.attack.apgd import APGD
 from holdfast.inputs.attack.ensemble import Attack
 from holdfast.inputs.attack.gradient import PGD
 from holdfast.inputs.attack.hopskipjump import HopSkipJump
+from holdfast.inputs.attack.loop import AttackRun, Model
+from holdfast.inputs.attack.losses import Goal, Targeted
 from holdfast.inputs.attack.noise import RandomNoise
 from holdfast.inputs.attack.shifts import ShiftAttack
 from holdfast.inputs.attack.square import Square
 from holdfast.subject.subject import Access, Subject
-from holdfast.threats import L0, L1, L2, Box, Corruption, Linf, Patch, Threat, Translation
+from holdfast.threats import L0, L1, L2, Box, Corruption, Linf, Patch, Threat, Translation, Valid
 
 FRACTIONS = (0.25, 0.5, 1.0, 2.0)
 #: Radius of the last point for inputs without a valid range, in units of the chosen one.
 FAR = 100.0
 SAMPLE = 2000
+
+
+@dataclass(frozen=True)
+class EveryMove:
+    """All whole-pixel moves, under the signature that attacks share."""
+
+    threat: Translation
+
+    def run(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        valid: Valid = (0, 1),
+        generator: torch.Generator | None = None,
+        goal: Goal | None = None,
+        clean_logits: Tensor | None = None,
+    ) -> AttackRun:
+        """The mildest fooling move of every example; `norm` is the Euclidean size of the change."""
+        if isinstance(goal, Targeted):
+            raise UnsupportedError("every move is tried for any error; it has no target class")
+        run = ShiftAttack(self.threat).run(model, x, y)
+        return AttackRun(
+            x_adv=run.x_adv,
+            success=run.success,
+            queries=torch.full_like(y, len(run.predictions)),
+            norm=self.threat.norm(run.x_adv - x),
+            best_loss=run.worst_margin,
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +145,7 @@ def attacks_at(threat: Threat, access: Access, effort: str) -> tuple[tuple[str, 
     """Attacks for one radius; `effort` is "light" beside the chosen radius and "full" at it."""
     full = effort == "full"
     if isinstance(threat, Translation):
-        return (("every move", ShiftAttack(threat)),)
+        return (("every move", EveryMove(threat)),)
     if access >= Access.GRADIENTS:
         chosen: list[tuple[str, Attack]] = [("PGD", PGD(threat, steps=40 if full else 20))]
         if full:

@@ -114,7 +114,7 @@ class Square:
         if by_ends:
             return proposal
         size = self.threat.norm(proposal).clamp(min=torch.finfo(plane.dtype).tiny)
-        limits = None if valid is None else tuple(as_limits(end, plane) for end in valid)
+        limits = as_limits(valid, plane)
         return self.threat.project(plane + proposal * (self.threat.radius / size)[:, None, None, None], plane, limits)
 
 
@@ -123,10 +123,14 @@ def as_planes(x: Tensor) -> Float[Tensor, "batch channels height width"]:
     return x if x.ndim == 4 else x.reshape(len(x), 1, 1, -1)
 
 
-def as_limits(end: object, plane: Tensor) -> Tensor:
-    """One end of the valid range, broadcastable against planes."""
-    limit = torch.as_tensor(end, dtype=plane.dtype, device=plane.device)
-    return limit.reshape(1, 1, -1) if limit.ndim and plane.shape[1:3] == (1, 1) else limit
+def as_limits(valid: Valid, plane: Tensor) -> Valid:
+    """The valid range, broadcastable against planes."""
+    if valid is None:
+        return None
+    low, high = (torch.as_tensor(end, dtype=plane.dtype, device=plane.device) for end in valid)
+    if plane.shape[1:3] == (1, 1):
+        low, high = (end.reshape(1, 1, -1) if end.ndim else end for end in (low, high))
+    return low, high
 
 
 def side_lengths(plane: Tensor, covered: float, smallest: int = 1) -> tuple[int, int]:
@@ -225,7 +229,7 @@ def move_mass(
     places = [corners(plane, window, generator) for _ in range(2)]
     into, out_of = (window_mask(plane, window, *place) for place in places)
     held = (delta.abs() ** power * (into | out_of)).sum((2, 3), keepdim=True)
-    limits = None if valid is None else tuple(as_limits(end, plane) for end in valid)
+    limits = as_limits(valid, plane)
     used = threat.norm(threat.project(plane + delta, plane, limits) - plane) ** power
     unused = (threat.radius**power - used).clamp(min=0)[:, None, None, None] / channels
     inside = delta * into

@@ -45,7 +45,7 @@ def randomness(model: Model, x: Float[Tensor, "batch *shape"]) -> Doubt | None:
         return None
     return Doubt(
         "random model",
-        f"The model answers differently each time (normalised outputs move by up to {change:.2g}), so one gradient is a "
+        f"The model answers differently each time (outputs move by up to {change:.2g}), so one gradient is a "
         "noisy guess and one evaluation is luck.",
         TOUCHES,
         "Attack the average of several passes (APGD with eot=20).",
@@ -58,7 +58,7 @@ def zero_gradients(zero: int, examples: int) -> Doubt | None:
         return None
     return Doubt(
         "zero gradients",
-        f"For {zero} of {examples} inputs the gradient is exactly zero: gradient attacks are blind.",
+        f"For {zero} of {examples} inputs the gradient is exactly zero: gradient attacks start blind.",
         TOUCHES,
         "Look for rounding, saturation or non-differentiable steps in the model; trust the score-based attack instead.",
     )
