@@ -310,8 +310,9 @@ def _doubts(state: State, evidence: Evidence, sets: dict[str, np.ndarray], setti
 
 
 def _method(state: State, subject: Subject) -> str:
+    place = f"layer {state.layer!r}" if state.layer else "the model, which is one layer,"
     detector = (
-        f"The Mahalanobis detector was fitted on what enters layer {state.layer!r} for training examples, each feature "
+        f"The Mahalanobis detector was fitted on what enters {place} for training examples, each feature "
         "scaled to unit spread, covariance by Ledoit and Wolf."
         if state.detector is not None
         else f"No feature detector: {state.without_features}."
