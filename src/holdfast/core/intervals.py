@@ -33,7 +33,7 @@ def clopper_pearson(successes: Count, n: Count, level: float = 0.95) -> Estimate
     _require_counts(successes, n, level)
     tail = (1 - level) / 2
     low, high = clopper_pearson_lower(successes, n, tail), clopper_pearson_upper(successes, n, tail)
-    return Estimate(successes / n, low, high, level, n, "clopper-pearson")
+    return Estimate(successes / n, low, high, level, int(n), "clopper-pearson")
 
 
 def clopper_pearson_lower(successes: Count, n: Count, alpha: float) -> float:
@@ -55,7 +55,9 @@ def wilson(successes: Count, n: Count, level: float = 0.95) -> Estimate:
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Estimate(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)), level, n, "wilson")
+    return Estimate(
+        share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)), level, int(n), "wilson"
+    )
 
 
 def difference_of_proportions(
@@ -66,7 +68,7 @@ def difference_of_proportions(
     value = b.value - a.value
     low = value - math.hypot(b.value - b.low, a.high - a.value)
     high = value + math.hypot(b.high - b.value, a.value - a.low)
-    return Estimate(value, low, high, level, min(n_a, n_b), "newcombe")
+    return Estimate(value, low, high, level, int(min(n_a, n_b)), "newcombe")
 
 
 def paired_difference(a: Values, b: Values, level: float = 0.95) -> Estimate:
