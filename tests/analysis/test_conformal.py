@@ -73,6 +73,16 @@ def test_a_class_too_rare_to_calibrate_is_in_every_set():
     assert model.predict(p)[:, 3].all()
 
 
+def test_sets_can_be_kept_from_being_empty():
+    p, y = examples(3, 400, hard=None)
+    p = p**4 / (p**4).sum(axis=1, keepdims=True)
+    empty = ConformalClassifier(alpha=0.4).fit(p[:200], y[:200]).predict(p[200:])
+    never = ConformalClassifier(alpha=0.4, allow_empty=False).fit(p[:200], y[:200]).predict(p[200:])
+    assert empty.sum(axis=1).min() == 0
+    assert never.sum(axis=1).min() == 1
+    assert np.array_equal(never, empty | (np.arange(5) == p[200:].argmax(axis=1)[:, None]))
+
+
 def test_aps_scores_by_hand():
     p = np.array([[0.2, 0.5, 0.3]])
     assert aps_scores(p) == pytest.approx(np.array([[1.0, 0.5, 0.8]]))
