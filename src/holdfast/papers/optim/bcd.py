@@ -125,8 +125,8 @@ def label_graph(images: int, seed: int) -> Quadratic:
 
 
 def _label_propagation(seeds: tuple[int, ...], images: int) -> tuple[tuple[Criterion, ...], Curve]:
-    # Random blocks are solved exactly, which takes a dense solve: at the red-black blocks' mean size, and, for the
-    # record, at the much larger size of the forests, where one such step costs far more than message passing.
+    # "Random blocks of the same mean size" can be read either way, so both are held: the red-black blocks' mean size,
+    # and the much larger size of the forests, where one exact (dense) step costs far more than message passing.
     gaps: dict[str, list[np.ndarray]] = {"forest": [], "random, forest size": [], "red-black": [], "random": []}
     for seed in seeds:
         problem = label_graph(images, seed)
@@ -156,8 +156,13 @@ def _label_propagation(seeds: tuple[int, ...], images: int) -> tuple[tuple[Crite
         Criterion(
             "Label propagation on digits: the forests' gap is less than 0.3 of that of the same random blocks",
             bool((ratio < 0.3).all()),
-            {f"ratio, seed {seed}": float(value) for seed, value in zip(seeds, ratio, strict=True)}
-            | {f"ratio to forest size, seed {seed}": float(value) for seed, value in zip(seeds, dense, strict=True)},
+            {f"ratio, seed {seed}": float(value) for seed, value in zip(seeds, ratio, strict=True)},
+        ),
+        Criterion(
+            "Label propagation on digits: the forests' gap is less than 0.3 of that of random blocks of the forests' own "
+            "mean size, solved exactly",
+            bool((dense < 0.3).all()),
+            {f"ratio, seed {seed}": float(value) for seed, value in zip(seeds, dense, strict=True)},
         ),
     )
     steps = tuple(float(step) for step in range(ITERATIONS + 1))
