@@ -63,7 +63,7 @@ class ToyProbe:
         return {"held": held, "move": (moved - batch.x).numpy()}
 
     def headline(self, state, evidence, settings):
-        return anytime_mean(evidence["held"].astype(float), level=settings.level)
+        return anytime_mean(evidence["held"], level=settings.level)
 
     def conclude(self, subject, state, evidence, settings):
         estimate = self.headline(state, evidence, settings)

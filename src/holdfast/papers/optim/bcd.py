@@ -159,8 +159,8 @@ def _label_propagation(seeds: tuple[int, ...], images: int) -> tuple[tuple[Crite
             {f"ratio, seed {seed}": float(value) for seed, value in zip(seeds, ratio, strict=True)},
         ),
         Criterion(
-            "Label propagation on digits: the forests' gap is less than 0.3 of that of random blocks of the forests' own "
-            "mean size, solved exactly",
+            "Label propagation on digits: the forests' gap is less than 0.3 of that of random blocks of the forests' "
+            "own mean size, solved exactly",
             bool((dense < 0.3).all()),
             {f"ratio, seed {seed}": float(value) for seed, value in zip(seeds, dense, strict=True)},
         ),
