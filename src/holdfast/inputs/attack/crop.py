@@ -8,8 +8,8 @@ windows that both views share, so both choose the same pixels unless the winner 
 
 if any window of the union is equally likely to win.  With the score "hash", a keyed pseudo-random hash of the window's
 8-bit pixels, that is so by construction (min-wise hashing; Broder, 1997): the formula holds in expectation over the key
-for every image whose windows all differ.  With circular padding (`cyclic`) all n^2 windows are there in every view, so a
-cyclic shift never changes the choice.
+for every image whose windows all differ.  With circular padding (`cyclic`) all n^2 windows are there in every view, so
+a cyclic shift never changes the choice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,7 +52,8 @@ class CropSelection(nn.Module):
     resize : give the window to the model at the size of the image (bilinear); else as it is.
     key : names the hash.
 
-    Raises InputError for an even or negative number of votes, a crop larger than the image, votes without "hash".
+    Raises InputError for a crop or number of votes below 1, an unknown score, votes without "hash", and when called on
+    images smaller than the crop.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class CropSelection(nn.Module):
         if self.crop > min(height, width):
             raise InputError(f"a crop of {self.crop} pixels does not fit images of {height}x{width}")
         scores = self._scores(self._padded(x), vote)
-        best = scores.flatten(1).argmax(1) if scores.dtype != torch.int64 else _first_largest(scores.flatten(1))
+        best = _first_largest(scores.flatten(1))
         return torch.stack([best // scores.shape[2], best % scores.shape[2]], 1)
 
     def _padded(self, x: Tensor) -> Tensor:
@@ -127,9 +128,10 @@ class CropSelection(nn.Module):
         return filter_score(x, self.crop)
 
 
-def _first_largest(scores: Int[Tensor, "batch windows"]) -> Int[Tensor, " batch"]:
-    """argmax of 64-bit integers with ties to the first, which `argmax` does not promise."""
-    return (scores == scores.amax(1, keepdim=True)).to(torch.uint8).argmax(1)
+def _first_largest(scores: Shaped[Tensor, "batch windows"]) -> Int[Tensor, " batch"]:
+    """argmax with ties to the first, which `torch.argmax` does not promise."""
+    position = torch.arange(scores.shape[1], device=scores.device)
+    return torch.where(scores == scores.amax(1, keepdim=True), position, scores.shape[1]).amin(1)
 
 
 def window_hash(
@@ -137,9 +139,9 @@ def window_hash(
 ) -> Int[Tensor, "batch rows columns"]:
     """A keyed 64-bit hash of the 8-bit pixels of every window of side `crop`; equal pixels, equal hash.
 
-    The polynomial sum of pixel * r_channel * a^row * b^column (mod 2^64, odd keyed a, b), taken for all windows by
-    separable sums, then mixed so that every bit depends on every other.  Pixels that are not multiples of 1/255 are
-    rounded, with a QuantisedWarning.
+    The sum (mod 2^64) of keyed mixes of the pixels times an odd factor for their row and one for their column in the
+    window, taken for all windows by separable sums, then mixed so that every bit depends on every other.
+    Pixels that are not multiples of 1/255 are rounded, with a QuantisedWarning.
     """
     levels = (x.double() * 255).round()
     if float((levels - x.double() * 255).abs().max()) > 1e-3:

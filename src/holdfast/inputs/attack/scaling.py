@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from holdfast.core.errors import InputError
 from holdfast.core.estimate import Estimate
 from holdfast.inputs.attack.loop import CHUNK, Model, forward
-from holdfast.threats.base import Threat
+from holdfast.threats.base import Threat, Valid
 
 #: An attack: (model, x, y, valid=...) -> x_adv
 Attack = Callable[..., Tensor]
@@ -143,30 +143,27 @@ def gap_density(
 
 
 def predict_small_radius_error(
-    model: Model, x: Float[Tensor, "n *shape"], radii: Sequence[float], threat: Threat
+    model: Model, x: Float[Tensor, "n *shape"], radii: Sequence[float], threat: Threat, valid: Valid = None
 ) -> Float[np.ndarray, " radii"]:
-    """Share of examples with min_j D_j / ||grad(h_1 - h_j)||_dual below each radius: no attack, one gradient a class.
+    """Share of examples whose linearised answer changes within each radius: no attack, one gradient a class.
 
-    `threat` gives the norm: its support function at radius r is r times the dual norm.
+    `threat` (rescaled to each radius) gives the set; its support function, cut by the `valid` range, is what a step can
+    gain.  Without a range the condition is min_j D_j / ||grad(h_1 - h_j)||_dual < radius.
     """
-    distance = first_order_distance(model, x, threat).cpu().numpy()
-    return (distance[None, :] < np.asarray(radii, dtype=np.float64)[:, None]).mean(axis=1)
+    flips = [_linear_flips(model, part, radii, threat, valid) for part in x.split(CHUNK)]
+    return torch.cat(flips, 1).double().mean(1).cpu().numpy()
 
 
-def first_order_distance(model: Model, x: Float[Tensor, "n *shape"], threat: Threat) -> Float[Tensor, " n"]:
-    """Radius at which the linearised model first changes its answer, per example (infinite where gradients vanish)."""
-    return torch.cat([_distance(model, part, threat) for part in x.split(CHUNK)])
-
-
-def _distance(model: Model, x: Tensor, threat: Threat) -> Tensor:
+def _linear_flips(
+    model: Model, x: Tensor, radii: Sequence[float], threat: Threat, valid: Valid
+) -> Bool[Tensor, "radii n"]:
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         ordered = model(leaf).sort(1, descending=True).values
         gaps = ordered[:, :1] - ordered[:, 1:]
         grads = [torch.autograd.grad(gap.sum(), leaf, retain_graph=True)[0] for gap in gaps.unbind(1)]
-    # the support function of the set is its radius times the dual norm
-    dual = -threat.worst(torch.stack(grads, 1), x, None) / threat.radius
-    return (gaps.detach() / dual).nan_to_num(nan=torch.inf).amin(1)
+    rows, gaps = torch.stack(grads, 1), gaps.detach()
+    return torch.stack([(gaps + threat.scaled(float(r)).worst(rows, x, valid) < 0).any(1) for r in radii])
 
 
 class EntropyRegularized(nn.Module):

@@ -7,6 +7,7 @@ camera would have seen (Azulay and Weiss, 2019, on why padding and rolling tell 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
@@ -68,9 +69,7 @@ class RotationTranslation:
 
     def __post_init__(self) -> None:
         if any(count < 1 or count % 2 == 0 for count in self.grid):
-            raise InputError(
-                f"every count of the grid must be odd, so that it holds the unmoved image, got {self.grid}"
-            )
+            raise InputError(f"every count of the grid must be odd, to hold the unmoved image, got {self.grid}")
 
     def __call__(
         self, model: Model, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
@@ -114,7 +113,7 @@ def rotated(
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def tried(model: Model, views, y: Int[Tensor, " batch"]) -> ShiftRun:  # type: ignore[no-untyped-def]
+def tried(model: Model, views: Iterable[Tensor], y: Int[Tensor, " batch"]) -> ShiftRun:
     """Every view (batch, ...) of an iterable, the unmoved one first, against the model."""
     clean: Tensor | None = None
     predictions: list[Tensor] = []
