@@ -61,13 +61,13 @@ def test_workers_do_not_change_the_findings(tmp_path, engine, workers):
 
 
 def test_precision_stops_a_probe_as_soon_as_its_interval_is_narrow_enough(tmp_path):
-    run = audit(toy_subject(), out=tmp_path / "run", probes=[ToyProbe()], settings=Settings(precision=0.15))
+    run = audit(toy_subject(), out=tmp_path / "run", probes=[ToyProbe()], settings=Settings(precision=0.07))
     section = run.sections[0]
     assert section.status == "complete"
     assert section.examined < EXAMPLES
-    assert run.finding("toy.accuracy").estimate.width <= 0.3
-    shorter = audit(toy_subject(), out=tmp_path / "less", probes=[ToyProbe()], limit=section.examined - 16)
-    assert shorter.finding("toy.accuracy").estimate.width > 0.3
+    assert run.finding("toy.accuracy").estimate.width <= 0.14
+    run = audit(toy_subject(), out=tmp_path / "less", probes=[ToyProbe()], limit=section.examined - 16)
+    assert run.finding("toy.accuracy").estimate.width > 0.14
 
 
 def test_the_time_budget_ends_the_run_with_a_valid_partial_report(tmp_path):

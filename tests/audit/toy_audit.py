@@ -29,7 +29,7 @@ def toy_subject(examples=EXAMPLES, shift=0.0):
     model = nn.Linear(1, 2)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[-1.0], [1.0]]))
-        model.bias.fill_(shift)
+        model.bias.copy_(torch.as_tensor(shift, dtype=torch.float32).expand(2))
     return Subject(
         model=model.eval(),
         test=Data(ArrayInputs(x), labels, source="toy"),

@@ -7,15 +7,28 @@ from collections.abc import Mapping
 import numpy as np
 
 from holdfast.core.finding import Doubt
+from holdfast.core.sequences import anytime_mean
 from holdfast.subject.checks import units_doubt
 from holdfast.subject.subject import Subject
 
 FEW = 100
 
 
-def general_doubts(subject: Subject, clean: Mapping[str, np.ndarray]) -> list[Doubt]:
-    """Too few examples, classes never seen, inputs in units the model does not expect."""
-    doubts = []
+def general_doubts(subject: Subject, clean: Mapping[str, np.ndarray], level: float = 0.95) -> list[Doubt]:
+    """What the loader noted, units the model does not expect, a model that guesses, few examples, classes never seen."""
+    units = units_doubt(subject)
+    doubts = [*subject.doubts, *([] if units is None else [units])]
+    right = clean["prediction"] == clean["label"]
+    guessing = float(np.bincount(clean["label"]).max() / len(right))
+    if anytime_mean(right, level=level).low <= guessing and len(right) >= FEW and subject.classes > 1:
+        doubts.append(
+            Doubt(
+                "no better than guessing",
+                f"The model is right on {right.mean():.0%} of the examples, and always naming the most frequent class "
+                f"would be right on {guessing:.0%}: there may be nothing here to hold.",
+                advice="Check that --weights were given and belong to this model, and that inputs and labels are its own.",
+            )
+        )
     examples = len(clean["index"])
     if examples < FEW:
         doubts.append(
@@ -36,5 +49,4 @@ def general_doubts(subject: Subject, clean: Mapping[str, np.ndarray]) -> list[Do
                 advice="Add test examples of these classes, or raise --limit.",
             )
         )
-    units = units_doubt(subject)
-    return doubts if units is None else [units, *doubts]
+    return doubts

@@ -308,7 +308,7 @@ class _Audit:
         told = [sections.get(probe.name) or self._absent(probe, why) for probe in self.probes]
         for section in told:
             self.observer.concluded(section)
-        doubts = general_doubts(self.subject, clean)
+        doubts = general_doubts(self.subject, clean, self.settings.level)
         write_json(
             self.folder,
             FINDINGS,

@@ -103,6 +103,8 @@ def _rooted(
                 elif parent[other] == -2:
                     parent[other], weight[other] = node, weights[position]
                     stack.append(other)
+                elif node not in neighbours[starts[other] : starts[other + 1]]:
+                    raise InputError(f"H is not symmetric between coordinates {node} and {other}")
                 else:
                     raise InputError(f"the graph of H has a cycle through coordinate {other}; it must be a forest")
             if not met_parent:
