@@ -15,7 +15,7 @@ FEW = 100
 
 
 def general_doubts(subject: Subject, clean: Mapping[str, np.ndarray], level: float = 0.95) -> list[Doubt]:
-    """What the loader noted, units the model does not expect, a model that guesses, few examples, classes never seen."""
+    """What the loader noted, unexpected units, a model that guesses, few examples, classes never seen."""
     units = units_doubt(subject)
     doubts = [*subject.doubts, *([] if units is None else [units])]
     right = clean["prediction"] == clean["label"]
@@ -26,7 +26,7 @@ def general_doubts(subject: Subject, clean: Mapping[str, np.ndarray], level: flo
                 "no better than guessing",
                 f"The model is right on {right.mean():.0%} of the examples, and always naming the most frequent class "
                 f"would be right on {guessing:.0%}: there may be nothing here to hold.",
-                advice="Check that --weights were given and belong to this model, and that inputs and labels are its own.",
+                advice="Check that --weights were given and belong to this model, and that the data are its own.",
             )
         )
     examples = len(clean["index"])

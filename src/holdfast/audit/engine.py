@@ -113,11 +113,10 @@ def audit(
     _validate(minutes, limit, settings)
     chosen = _chosen(probes)
     folder = Folder(os.fspath(out))
-    with sole_writer(folder):
+    with runner(engine, workers) as run_calls, sole_writer(folder):
         manifest = _open_manifest(folder, subject, chosen, settings, minutes, limit, resume, arguments)
         audit_run = _Audit(subject, chosen, settings, folder, _Clock(minutes), observer or Silent(), limit)
-        with runner(engine, workers) as run_calls:
-            return audit_run.run(manifest, run_calls, workers)
+        return audit_run.run(manifest, run_calls, workers)
 
 
 def _validate(minutes: float | None, limit: int | None, settings: Settings) -> None:

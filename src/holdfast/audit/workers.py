@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, TypeVar, get_args
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from holdfast.core.errors import InputError, MissingDependency
 
@@ -27,8 +27,8 @@ def runner(engine: Engine, workers: int) -> Iterator[Runner[Any]]:
         return
     from joblib import Parallel, delayed, parallel_config
 
-    _register(engine)
-    with parallel_config(backend=engine, n_jobs=workers, inner_max_num_threads=1 if engine == "loky" else None):
+    threads = 1 if engine == "loky" else None
+    with _connection(engine), parallel_config(backend=engine, n_jobs=workers, inner_max_num_threads=threads):
         pool = Parallel()
         yield lambda calls: list(pool(delayed(_call)(call) for call in calls))
 
@@ -37,18 +37,23 @@ def _call(call: Callable[[], T]) -> T:
     return call()
 
 
-def _register(engine: Engine) -> None:
-    purpose = f"--engine {engine}"
+def _connection(engine: Engine) -> AbstractContextManager[Any]:
+    """What keeps `engine` known to joblib, on the cluster its own environment names (DASK_SCHEDULER_ADDRESS,
+    RAY_ADDRESS) or, where none is named, on one started on this machine for the time of the audit."""
     try:
+        if engine == "dask":
+            from dask.distributed import Client
+
+            return cast(AbstractContextManager[Any], Client())
         if engine == "ray":
             from ray.util.joblib import register_ray
 
             register_ray()
-        elif engine == "dask":
-            import dask.distributed  # noqa: F401 - importing registers the backend
         elif engine == "spark":
             from joblibspark import register_spark
 
             register_spark()
     except ImportError as error:
-        raise MissingDependency.of(engine if engine != "spark" else "joblibspark", engine, purpose) from error
+        package = {"dask": "dask[distributed]", "spark": "joblibspark"}.get(engine, str(engine))
+        raise MissingDependency.of(package, str(engine), f"--engine {engine}") from error
+    return nullcontext()

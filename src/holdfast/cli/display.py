@@ -75,7 +75,8 @@ class Display:
 
     def progressed(self, probe: str, examined: int, available: int, headline: Estimate | None) -> None:
         row = self.rows[probe]
-        row.examined, row.available, row.headline, row.state = examined, available, headline, "running"
+        row.examined, row.available, row.headline = examined, available, headline
+        row.state = "done" if examined >= available else "running"
 
     def concluded(self, section: Section) -> None:
         row = self.rows.get(section.probe)
