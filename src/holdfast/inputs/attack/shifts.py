@@ -88,7 +88,10 @@ class RotationTranslation:
             [size * (2 * i / (count - 1) - 1) if count > 1 else 0.0 for i in range(count)]
             for size, count in zip(reach, self.grid, strict=True)
         ]
-        return sorted(product(*lines), key=lambda move: sum(abs(part) / (r or 1) for part, r in zip(move, reach)))
+        turns, downs, rights = lines
+        return sorted(
+            product(turns, downs, rights), key=lambda move: sum(abs(part) / (r or 1) for part, r in zip(move, reach))
+        )
 
 
 def rotated(

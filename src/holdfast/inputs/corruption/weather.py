@@ -99,7 +99,7 @@ def frost(
 
 
 def _window(generator: np.random.Generator, textures: Sequence[Texture], height: int, width: int) -> Texture:
-    texture = textures[generator.integers(len(textures))]
+    texture = textures[int(generator.integers(len(textures)))]
     top = generator.integers(texture.shape[0] - height + 1)
     left = generator.integers(texture.shape[1] - width + 1)
     return texture[top : top + height, left : left + width]

@@ -77,7 +77,7 @@ def _formula(rates: dict[str, tuple[Estimate, float]]) -> Criterion:
 
 def _noise_rates(pairs: int, ks: tuple[int, ...]) -> dict[str, tuple[Estimate, float]]:
     """Independent noise images; windows of 4 pixels, so that k choices an axis need few pixels."""
-    rates = {}
+    rates: dict[str, tuple[Estimate, float]] = {}
     for k in ks:
         side, crop = k + 3, 4
         generator = torch_generator(SEED, PAPER.key, "noise", k)

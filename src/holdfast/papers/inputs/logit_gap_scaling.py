@@ -5,7 +5,7 @@ Everything is evaluated in float64: at radii of 1e-4 the logit gaps that decide 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,7 @@ from holdfast.core.exhibit import Curve, Series, Table
 from holdfast.core.seeds import numpy_generator, torch_generator
 from holdfast.inputs.attack.gradient import FGSM, PGD
 from holdfast.inputs.attack.scaling import (
+    Attack,
     ErrorCurve,
     adversarial_error_curve,
     gap_density,
@@ -49,7 +50,7 @@ PAPER = Paper(
 SEED = 0
 BAND = (0.8, 1.3)
 RADII = np.geomspace(1e-4, 3e-2, 8)
-SMALL_SET_RADII = np.geomspace(5e-3, 0.2, 8)
+MARGIN = "PGD-5 on the margin"
 COUNTED = 20  # changed answers; below, one example more or less is a miss of 5% or more
 CLASSES = 10
 Setting = tuple[str, nn.Module, Tensor]
@@ -61,12 +62,11 @@ def check(scale: Scale) -> Outcome:
     curves: dict[tuple[str, str], ErrorCurve] = {}
     predicted: dict[str, np.ndarray] = {}
     for name, model, x in settings:
-        radii = SMALL_SET_RADII if len(x) < 4000 else RADII
-        for attack_name, factory in _attacks():
+        for attack_name, factory in _attacks().items():
             curves[name, attack_name] = adversarial_error_curve(
-                model, x, factory, radii.tolist(), generator=numpy_generator(SEED, PAPER.key, name, attack_name)
+                model, x, factory, RADII.tolist(), generator=numpy_generator(SEED, PAPER.key, name, attack_name)
             )
-        predicted[name] = predict_small_radius_error(model, x, radii.tolist(), Linf(1.0), (0.0, 1.0))
+        predicted[name] = predict_small_radius_error(model, x, RADII.tolist(), Linf(1.0), (0.0, 1.0))
     draws = 1_000_000 if scale is Scale.FULL else 50_000
     lead = settings[0][0]
     return Outcome(
@@ -75,17 +75,22 @@ def check(scale: Scale) -> Outcome:
         exhibits=(_figure(curves, predicted), _table(curves)),
         seeds=(SEED,),
         notes="Error is counted against the model's own answer to the clean input, so it is 0 at radius 0.  Points "
-        "with error outside 0.2% to 30% are left out of the fit.  The digits are only 1 797 and small radii change none of "
-        "their answers, so theirs go up to 0.2.  Not re-tested here: the architecture search, and whether the entropy "
-        "penalty helps against strong attacks.",
+        "with error outside 0.2% to 30% are left out of the fit, which is unweighted, so a few changed answers at the "
+        "smallest radius move it.  The prediction is compared with PGD-5 on the margin: on nearly equal logits "
+        "cross-entropy does not climb towards the nearest answer.  Not re-tested here: the architecture search, and "
+        "whether the entropy penalty helps against strong attacks.",
     )
 
 
 def _settings(scale: Scale) -> list[Setting]:
     """(name, model, inputs) in float64."""
-    regression = ("logistic regression, digits", *_regression())
     if scale is Scale.SMOKE:
-        return [regression]
+        generator = torch_generator(SEED, PAPER.key, "smoke")
+        linear = nn.utils.skip_init(nn.Linear, 64, CLASSES, dtype=torch.float64).eval()
+        initialise(linear, generator)
+        return [
+            ("random linear model, noise", linear, torch.rand((8000, 64), generator=generator, dtype=torch.float64))
+        ]
     images = torch.from_numpy(datasets.fashion_mnist("test", 4000)[0]).double()
     untrained = empty("cnn")
     initialise(untrained, torch_generator(SEED, PAPER.key, "untrained"))
@@ -94,28 +99,29 @@ def _settings(scale: Scale) -> list[Setting]:
         ("standard CNN", load("cnn").double(), images),
         ("adversarially trained CNN", load("cnn_linf").double(), images),
         ("untrained CNN, noise", untrained.double().eval(), noise),
-        regression,
+        ("logistic regression, MNIST digits", *_regression()),
     ]
 
 
 def _regression() -> tuple[nn.Module, Tensor]:
     from sklearn.linear_model import LogisticRegression
 
-    x, y = datasets.digits()
-    rows = x.reshape(len(x), -1).astype(np.float64)
-    fitted = LogisticRegression(C=1.0, max_iter=500).fit(rows, y)
-    linear = nn.utils.skip_init(nn.Linear, rows.shape[1], CLASSES, dtype=torch.float64)
+    x, y = datasets.mnist("train", 5000)
+    fitted = LogisticRegression(C=0.1, max_iter=200).fit(x.reshape(len(x), -1).astype(np.float64), y)
+    linear = nn.utils.skip_init(nn.Linear, 784, CLASSES, dtype=torch.float64)
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(fitted.coef_))
         linear.bias.copy_(torch.from_numpy(fitted.intercept_))
-    return linear.eval(), torch.from_numpy(rows)
+    rows = datasets.mnist("test", 4000)[0].reshape(4000, -1)
+    return linear.eval(), torch.from_numpy(rows).double()
 
 
-def _attacks():  # type: ignore[no-untyped-def]
-    def pgd(radius: float):  # type: ignore[no-untyped-def]
-        return partial(PGD(Linf(radius), steps=5), generator=torch_generator(SEED, PAPER.key, "pgd", str(radius)))
+def _attacks() -> dict[str, Callable[[float], Attack]]:
+    def pgd(radius: float, loss: str = "ce") -> Attack:
+        stream = torch_generator(SEED, PAPER.key, loss, str(radius))
+        return partial(PGD(Linf(radius), steps=5, loss=loss), generator=stream)
 
-    return (("FGSM", lambda radius: FGSM(Linf(radius))), ("PGD-5", pgd))
+    return {"FGSM": lambda radius: FGSM(Linf(radius)), "PGD-5": pgd, MARGIN: partial(pgd, loss="margin")}
 
 
 def _exponents(curves: dict[tuple[str, str], ErrorCurve]) -> Criterion:
@@ -130,11 +136,11 @@ def _exponents(curves: dict[tuple[str, str], ErrorCurve]) -> Criterion:
 def _prediction(curves: dict[tuple[str, str], ErrorCurve], predicted: dict[str, np.ndarray]) -> Criterion:
     worst: dict[str, float] = {}
     for name, error in predicted.items():
-        measured = curves[name, "PGD-5"].error
-        told = (measured < 0.10) & (curves[name, "PGD-5"].flipped.sum(axis=1) >= COUNTED)
+        measured = curves[name, MARGIN].error
+        told = (measured < 0.10) & (curves[name, MARGIN].flipped.sum(axis=1) >= COUNTED)
         worst[name] = float(np.abs(error[told] / measured[told] - 1).max())
     return Criterion(
-        f"gaps and gradients alone predict PGD-5's error within 20% wherever it is below 10% and at least {COUNTED} "
+        f"gaps and gradients alone predict the error under {MARGIN} within 20% wherever it is below 10% and at least {COUNTED} "
         "answers changed",
         all(gap <= 0.20 for gap in worst.values()),
         {f"largest relative miss, {name}": gap for name, gap in worst.items()},
@@ -171,8 +177,8 @@ def _densities(draws: int) -> tuple[Criterion, Criterion]:
 def _figure(curves: dict[tuple[str, str], ErrorCurve], predicted: dict[str, np.ndarray]) -> Curve:
     series: list[Series] = []
     for name, error in predicted.items():
-        measured = curves[name, "PGD-5"]
-        series.append(_positive(f"{name}, PGD-5", measured.radii, measured.error))
+        measured = curves[name, MARGIN]
+        series.append(_positive(f"{name}, {MARGIN}", measured.radii, measured.error))
         series.append(_positive(f"{name}, predicted", measured.radii, error))
     return Curve(
         "Adversarial error against radius",
