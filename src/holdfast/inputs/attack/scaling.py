@@ -127,7 +127,8 @@ def gap_density(
     """Density at gaps d >= 0 of the difference between the largest and the j-th largest of K Gaussian logits.
 
     `scale` is the logits' standard deviation.  Trapezoid rule on 401 points over 10 standard deviations either side,
-    exact to about 1e-12 because the integrand is smooth and vanishes at the ends.  Raises InputError unless 2 <= j <= K.
+    exact to about 1e-12 because the integrand is smooth and vanishes at the ends.
+    Raises InputError unless 2 <= j <= K.
     """
     if not 2 <= j <= K:
         raise InputError(f"the gap to the j-th of K logits needs 2 <= j <= K, got j={j}, K={K}")

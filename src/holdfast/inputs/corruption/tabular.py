@@ -49,9 +49,10 @@ class TableProfile:
         values = np.where(known, values, np.nan)
         empty = ~known.any(axis=0)
         values[:, empty] = 0.0
-        binary: np.ndarray = np.isin(np.where(known, values, 0.0), (0.0, 1.0)).all(axis=0)
-        spread: np.ndarray = np.nanstd(values, axis=0)
-        return cls(np.nanmedian(values, axis=0), spread, binary, generator.standard_normal(rows.shape[1]))
+        binary = np.asarray(np.isin(np.where(known, values, 0.0), (0.0, 1.0)).all(axis=0))
+        spread = np.asarray(np.nanstd(values, axis=0))
+        drift = np.asarray(generator.standard_normal(rows.shape[1]))
+        return cls(np.asarray(np.nanmedian(values, axis=0)), spread, binary, drift)
 
 
 def gaussian_noise(x: Table, profile: TableProfile, severity: int, streams: Streams) -> Table:

@@ -140,8 +140,8 @@ def _prediction(curves: dict[tuple[str, str], ErrorCurve], predicted: dict[str, 
         told = (measured < 0.10) & (curves[name, MARGIN].flipped.sum(axis=1) >= COUNTED)
         worst[name] = float(np.abs(error[told] / measured[told] - 1).max())
     return Criterion(
-        f"gaps and gradients alone predict the error under {MARGIN} within 20% wherever it is below 10% and at least {COUNTED} "
-        "answers changed",
+        f"gaps and gradients alone predict the error under {MARGIN} within 20% wherever it is below 10% and at least "
+        f"{COUNTED} answers changed",
         all(gap <= 0.20 for gap in worst.values()),
         {f"largest relative miss, {name}": gap for name, gap in worst.items()},
     )
