@@ -113,6 +113,10 @@ def audit(
     _validate(minutes, limit, settings)
     chosen = _chosen(probes)
     folder = Folder(os.fspath(out))
+    if resume and not folder.exists(MANIFEST):
+        raise ResumeError(
+            f"there is no run to resume in {folder.path()} (no {MANIFEST}); without --resume one is started"
+        )
     with runner(engine, workers) as run_calls, sole_writer(folder):
         manifest = _open_manifest(folder, subject, chosen, settings, minutes, limit, resume, arguments)
         audit_run = _Audit(subject, chosen, settings, folder, _Clock(minutes), observer or Silent(), limit)
@@ -163,10 +167,6 @@ def _open_manifest(
         require_same(read_json(folder, MANIFEST)["identity"], identity, folder.path())
         for name in ["", *(f"evidence/{probe}" for probe in folder.names("evidence"))]:
             folder.sweep(name)
-    elif resume:
-        raise ResumeError(
-            f"there is no run to resume in {folder.path()} (no {MANIFEST}); leave out --resume to start one"
-        )
     manifest = {
         "holdfast_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
