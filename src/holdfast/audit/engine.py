@@ -29,6 +29,7 @@ from holdfast.audit.observer import Observer, Silent
 from holdfast.audit.predictions import audit_order, clean_predictions
 from holdfast.audit.probe import Probe, Settings
 from holdfast.audit.probes import load_probes
+from holdfast.audit.threads import fastest_threads, use_threads
 from holdfast.audit.workers import Engine, Runner, runner
 from holdfast.core.errors import HoldfastError, InputError, ResumeError, StorageError
 from holdfast.core.finding import Doubt, Finding, Section
@@ -120,7 +121,8 @@ def audit(
     with runner(engine, workers) as run_calls, sole_writer(folder):
         manifest = _open_manifest(folder, subject, chosen, settings, minutes, limit, resume, arguments)
         audit_run = _Audit(subject, chosen, settings, folder, _Clock(minutes), observer or Silent(), limit)
-        return audit_run.run(manifest, run_calls, workers)
+        with use_threads(manifest["threads"]):
+            return audit_run.run(manifest, run_calls, workers)
 
 
 def _validate(minutes: float | None, limit: int | None, settings: Settings) -> None:
@@ -152,7 +154,7 @@ def _open_manifest(
     resume: bool,
     arguments: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    mark = fingerprint(subject)
+    mark, earlier = fingerprint(subject), {}
     identity = {
         "subject": mark,
         "seed": settings.seed,
@@ -164,7 +166,8 @@ def _open_manifest(
     if folder.exists(MANIFEST):
         if not resume:
             raise ResumeError(f"{folder.path()} already holds a run; go on with it by --resume or choose another --out")
-        require_same(read_json(folder, MANIFEST)["identity"], identity, folder.path())
+        earlier = read_json(folder, MANIFEST)
+        require_same(earlier.get("identity", {}), identity, folder.path())
         for name in ["", *(f"evidence/{probe}" for probe in folder.names("evidence"))]:
             folder.sweep(name)
     manifest = {
@@ -186,6 +189,8 @@ def _open_manifest(
         "arguments": dict(arguments or {}),
         "command": sys.argv if arguments is not None else [],
         "versions": _versions(),
+        # the same number on resuming: rounding may depend on how a sum was shared out
+        "threads": earlier.get("threads") or fastest_threads(subject),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "seconds": 0.0,
     }
