@@ -28,6 +28,8 @@ from holdfast.threats.balls import L1, Linf
 from holdfast.threats.base import Threat, Valid, gaussian, per_example, uniform
 
 MOMENTUM = 0.75
+#: A step in the L1 ball moves this many times fewer coordinates than the best point has moved.
+FEWER = 1.5
 
 
 @dataclass(eq=False)
@@ -157,6 +159,8 @@ class APGD:
         sparse = isinstance(threat, L1)
         if sparse:
             state.step /= 2
+            state.changed = share_changed(state)
+            state.sparsity = state.changed / FEWER
         window = max(int((0.04 if sparse else 0.22) * steps), 1)
         since = 0
         for iteration in range(steps + 1):
@@ -227,7 +231,7 @@ def open_climb(rows: Tensor, start: Tensor, point: Tensor, step: float) -> Climb
         step=step * one,
         rises=0 * one,
         halved=one > 0,
-        sparsity=0.2 * one,
+        sparsity=one,
         changed=one,
     )
 
@@ -249,8 +253,9 @@ def advance(state: Climb, threat: Threat, valid: Valid, first: bool) -> None:
 def sparse_sign(grad: Tensor, share: Float[Tensor, " batch"]) -> Tensor:
     """Sign of the gradient on its largest entries, a share of all, divided by how many they are."""
     size = grad.flatten(1).abs()
-    place = ((1 - share) * size.shape[1]).long().clamp(0, size.shape[1] - 1)
-    threshold = size.sort(1).values.gather(1, place[:, None])
+    # Rounded down, so that few features can narrow to one; 1e-4 takes back what floating point lost of whole numbers.
+    count = (share * size.shape[1] + 1e-4).long().clamp(1, size.shape[1])
+    threshold = size.sort(1, descending=True).values.gather(1, count[:, None] - 1)
     direction = grad.flatten(1).sign() * (size >= threshold)
     return (direction / direction.abs().sum(1, keepdim=True).clamp(min=1)).reshape(grad.shape)
 
@@ -265,13 +270,18 @@ def halve(state: Climb, window: int, rho: float) -> None:
     state.back_to_best(state.halved)
 
 
+def share_changed(state: Climb) -> Float[Tensor, " batch"]:
+    """Share of its coordinates that each best point has moved."""
+    return ((state.best_point - state.start).flatten(1) != 0).to(state.step.dtype).mean(1)
+
+
 def resparsify(state: Climb, radius: float) -> None:
     """An L1 checkpoint: follow the sparsity of the best point; where it still shrinks start again from there at full
     step.
     """
-    changed = ((state.best_point - state.start).flatten(1) != 0).to(state.step.dtype).mean(1)
+    changed = share_changed(state)
     shrunk = changed < 0.95 * state.changed
-    state.sparsity = changed / 1.5
+    state.sparsity = changed / FEWER
     state.step = torch.where(shrunk, radius, state.step / 1.5).clamp(radius / 10, radius)
     state.changed = changed
     state.rises = torch.zeros_like(state.rises)
