@@ -9,7 +9,16 @@ import torch
 
 from holdfast.core.errors import InputError, UnsupportedError
 from holdfast.inputs.attack.noise import RandomNoise
-from holdfast.inputs.attack.square import HALVINGS, Square, bump, share, side_lengths, window_mask
+from holdfast.inputs.attack.square import (
+    HALVINGS,
+    Square,
+    bump,
+    move_mass,
+    place_bump,
+    share,
+    side_lengths,
+    window_mask,
+)
 from holdfast.threats import L0, L1, L2, Box, Linf
 
 spec = importlib.util.spec_from_file_location("attack_models", Path(__file__).with_name("models.py"))
@@ -35,15 +44,53 @@ def test_inside_the_set_and_stronger_than_noise(threat):
     assert torch.equal(run.success, ~wrong & (model(run.x_adv).argmax(1) != y))
 
 
-@pytest.mark.parametrize("threat", [Linf(0.4), L2(1.0), L1(5.0)], ids=repr)
-def test_rows_of_a_table_and_images_that_are_not_square(threat):
-    model, x, y = models.linear(features=24)
-    rows = Square(threat, queries=100).run(model, x, y, generator=stream(), valid=(torch.zeros(24), torch.ones(24)))
-    assert rows.success.float().mean() > 0.15
-    tall, tall_x, tall_y = models.linear(features=24, shape=(1, 8, 3))
-    tall_run = Square(threat, queries=100).run(tall, tall_x, tall_y, generator=stream())
-    assert tall_run.success.float().mean() > 0.15
-    assert threat.contains(tall_run.x_adv, tall_x, (0, 1)).all()
+@pytest.mark.parametrize("threat", [Linf(0.2), L2(0.6), L1(2.0)], ids=repr)
+@pytest.mark.parametrize(("shape", "share"), [((24,), 0.6), ((1, 8, 3), 0.25)], ids=["rows", "tall"])
+def test_finds_much_of_what_can_be_found_in_rows_and_in_images_that_are_not_square(threat, shape, share):
+    model, x, y = models.linear(features=24, shape=shape)
+    run = Square(threat, queries=300, rescale=True).run(model, x, y, generator=stream())
+    assert threat.contains(run.x_adv, x, (0, 1)).all()
+    logits = model(x)
+    gaps = logits.gather(1, y[:, None]) - logits
+    normals = (model.weight[y][:, None] - model.weight).reshape(len(x), -1, *shape)
+    reachable = ((gaps + threat.worst(normals, x, (0, 1)) < 0) & (gaps > 0)).any(1)
+    assert not run.success[~reachable].any()
+    assert run.success.sum() > share * reachable.sum() > 5
+
+
+@pytest.mark.parametrize(("threat", "norm"), [(Linf(0.06), "Linf"), (L2(0.8), "L2")], ids=["linf", "l2"])
+def test_as_strong_as_the_reference_at_the_same_number_of_queries(threat, norm):
+    torchattacks = pytest.importorskip("torchattacks")
+    model, x, y = models.trained()
+    right = model(x).argmax(1) == y
+    ours = (right & ~Square(threat, queries=120).run(model, x, y, generator=stream()).success).sum()
+    peer = torchattacks.Square(model, norm=norm, eps=threat.radius, n_queries=120, seed=0)(x, y)
+    theirs = (right & (model(peer).argmax(1) == y)).sum()
+    assert 0 < ours < right.sum()
+    share = theirs / len(x)
+    assert ours <= theirs + (share * (1 - share) * len(x)) ** 0.5  # one standard error of the reference's
+
+
+def test_a_change_that_the_valid_range_cut_off_is_spent_elsewhere():
+    plane = torch.zeros(64, 1, 8, 8)  # black: half of every bump would go below the range
+    change = torch.zeros_like(plane)
+    moved = move_mass(change, 1.0, 2, 0.5, stream())
+    assert torch.allclose(moved.square().sum((1, 2, 3)), torch.ones(64))
+    cut = moved.clamp(min=0)
+    assert (cut.square().sum((1, 2, 3)) < 0.9).all()
+    again = move_mass(cut, 1.0, 2, 0.1, stream())
+    assert torch.allclose(again.square().sum((1, 2, 3)), torch.ones(64))
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_bumps_lie_either_way(power):
+    plane = torch.zeros(200, 1, 5, 5)
+    placed = place_bump(plane, (5, 5), (torch.zeros(200).long(), torch.zeros(200).long()), power, stream())[:, 0]
+    shape = bump(5, 5, plane, power)
+    upright = (placed == shape).flatten(1).all(1)
+    lying = (placed == shape.T).flatten(1).all(1)
+    assert (upright ^ lying).all()
+    assert 60 < upright.sum() < 140
 
 
 def test_more_queries_never_lower_the_best_loss():
@@ -53,6 +100,15 @@ def test_more_queries_never_lower_the_best_loss():
     held = ~few.success & ~many.success
     assert (many.best_loss[held] >= few.best_loss[held]).all()
     assert (many.queries <= 101).all()
+
+
+def test_a_short_search_needs_the_schedule_stretched_to_it():
+    model, x, y = models.linear(features=24)
+    plain, stretched = (
+        int(Square(Linf(0.2), queries=100, rescale=rescale).run(model, x, y, generator=stream()).success.sum())
+        for rescale in (False, True)
+    )
+    assert stretched > 1.5 * plain > 0
 
 
 def test_colour_images_of_odd_sizes_stay_inside():
@@ -76,6 +132,7 @@ def test_schedule_and_windows():
     for size in ((1, 1), (1, 5), (5, 5), (7, 3)):
         assert float(bump(*size, plane).norm()) == pytest.approx(1.0)
         assert bump(*size, plane).shape == size
+        assert float(bump(*size, plane, 1).abs().sum()) == pytest.approx(1.0)
 
 
 def test_what_it_cannot_attack_is_named():

@@ -4,9 +4,8 @@ Every query proposes a square (per example: its own place and signs) and keeps i
 z_j falls.  The share p of the input that a square covers starts at `first_share` and falls on the published schedule.
 
     L-infinity and Box   start with vertical stripes at the ends of the interval; a square sets its channels to one end
-    L2 and L1            start with a 5 x 5 grid of bumps scaled to the radius; a step clears one window and spends
-    its norm, and
-                         what is unused, on a bump in another
+    L2 and L1            start with a 5 x 5 grid of bumps brought into the ball; a step clears one window and spends
+                         its norm, and what is unused, on a bump in another
 
 Images are (batch, channels, height, width) of any proportions; rows (batch, features) are treated as images of height
 one, where the square is an interval of features.  Errors as in `gradient`; UnsupportedError for other threats.
@@ -83,7 +82,8 @@ class Square:
         start, plane = search.x[rows], as_planes(search.x[rows])
         ends = tuple(as_planes(end) for end in self.threat.interval(start, valid))
         by_ends = isinstance(self.threat, (Linf, Box))
-        current = stripes(plane, ends, generator) if by_ends else bump_grid(plane, generator)
+        power = 1 if isinstance(self.threat, L1) else 2
+        current = stripes(plane, ends, generator) if by_ends else bump_grid(plane, power, generator)
         best = torch.full_like(search.best_loss[rows], -torch.inf)
         for query in range(self.queries):
             if query == 0:
@@ -93,13 +93,15 @@ class Square:
                 if by_ends:
                     proposal = set_square(current, ends, covered, generator)
                 else:
-                    proposal = move_mass(current, plane, self.threat, covered, valid, generator)
+                    proposal = move_mass(current, self.threat.radius, power, covered, generator)
             point = self._admissible(proposal, plane, by_ends, valid).reshape(start.shape)
             logits = forward(search.model, point)
             loss = search.aim.take(rows).value(logits)
             fooled = search.note(rows, point, logits, loss)
             better = loss > best
-            current = torch.where(better[:, None, None, None], proposal, current)
+            # What is kept is the admissible change: mass that the valid range cut off is free to be spent elsewhere.
+            kept = proposal if by_ends else point.reshape(plane.shape) - plane
+            current = torch.where(better[:, None, None, None], kept, current)
             best = torch.where(better, loss, best)
             if bool(fooled.any()):
                 keep = ~fooled
@@ -110,11 +112,15 @@ class Square:
         return search.close()
 
     def _admissible(self, proposal: Tensor, plane: Tensor, by_ends: bool, valid: Valid) -> Tensor:
-        """Points of a proposal: itself between the ends, or a direction scaled to the whole radius and clipped."""
+        """Points of a proposal: itself between the ends; in the L2 ball a direction scaled to the whole radius and
+        clipped; in the L1 ball a change that projection brings in, which keeps its largest entries only.
+        """
         if by_ends:
             return proposal
-        size = self.threat.norm(proposal).clamp(min=torch.finfo(plane.dtype).tiny)
         limits = as_limits(valid, plane)
+        if isinstance(self.threat, L1):
+            return self.threat.project(plane + proposal, plane, limits)
+        size = self.threat.norm(proposal).clamp(min=torch.finfo(plane.dtype).tiny)
         return self.threat.project(plane + proposal * (self.threat.radius / size)[:, None, None, None], plane, limits)
 
 
@@ -177,26 +183,28 @@ def set_square(current: Tensor, ends: tuple[Tensor, ...], covered: float, genera
     return torch.where(mask, torch.where(low, ends[0], ends[1]), current)
 
 
-def bump(height: int, width: int, like: Tensor) -> Float[Tensor, "height width"]:
-    """Two pyramids of opposite sign side by side along the longer axis, of unit L2 norm.
+def bump(height: int, width: int, like: Tensor, power: int = 2) -> Float[Tensor, "height width"]:
+    """Two pyramids of opposite sign side by side along the longer axis, of unit Lp norm, p = `power`.
 
-    A pyramid's value is the sum of 1 / (k + 1)^2 over the nested rectangles, from the largest in, that hold the place.
+    A pyramid's value is the sum of 1 / (k + 1)^(2 for L2, 4 for L1) over the nested rectangles, from the largest in,
+    that hold the place.
     """
     if width > height:
-        return bump(width, height, like).T
+        return bump(width, height, like, power).T
     half = height // 2
-    parts = [pyramid(half, width, like), -pyramid(height - half, width, like)] if half else [pyramid(1, width, like)]
-    joined = torch.cat(parts)
-    return joined / torch.linalg.vector_norm(joined)
+    joined = -pyramid(height - half, width, like, power)
+    if half:
+        joined = torch.cat([pyramid(half, width, like, power), joined])
+    return joined / torch.linalg.vector_norm(joined, power)
 
 
-def pyramid(height: int, width: int, like: Tensor) -> Tensor:
-    """Sum of 1 / (k + 1)^2 over rings k at least as large as the Chebyshev distance from the centre."""
+def pyramid(height: int, width: int, like: Tensor, power: int) -> Tensor:
+    """Sum of 1 / (k + 1)^(4 / power) over rings k at least as large as the Chebyshev distance from the centre."""
     rows = torch.arange(height, device=like.device) - height // 2
     columns = torch.arange(width, device=like.device) - width // 2
     distance = torch.maximum(rows.abs()[:, None], columns.abs()[None, :])
     rings = torch.arange(max(height, width) // 2 + 1, device=like.device)
-    worth = 1 / (rings + 1.0).square()
+    worth = (rings + 1.0) ** (-4 / power)
     tail = worth.flip(0).cumsum(0).flip(0).to(like.dtype)
     return tail[distance.clamp(max=len(rings) - 1)]
 
@@ -206,45 +214,48 @@ def random_signs(plane: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.where(uniform(plane, generator, (*plane.shape[:2], 1, 1)) < 0.5, -1.0, 1.0).to(plane.dtype)
 
 
-def bump_grid(plane: Tensor, generator: torch.Generator | None) -> Tensor:
+def bump_grid(plane: Tensor, power: int, generator: torch.Generator | None) -> Tensor:
     """A 5 x 5 grid of bumps with random signs (1 x 5 for rows)."""
     height, width = plane.shape[2:]
     high, wide = max(height // 5, 1), max(width // 5, 1)
-    grid = torch.zeros_like(plane)
+    grid, shape = torch.zeros_like(plane), bump(high, wide, plane, power)
     for top in range((height % high) // 2, height - high + 1, high):
         for left in range((width % wide) // 2, width - wide + 1, wide):
-            grid[:, :, top : top + high, left : left + wide] = bump(high, wide, plane) * random_signs(plane, generator)
+            grid[:, :, top : top + high, left : left + wide] = shape * random_signs(plane, generator)
     return grid
 
 
 def move_mass(
-    current: Tensor, plane: Tensor, threat: Threat, covered: float, valid: Valid, generator: torch.Generator | None
-) -> Tensor:
-    """Clear one window and spend its norm, and the unused budget, on a bump in another."""
-    power = 1 if isinstance(threat, L1) else 2
-    channels = plane.shape[1]
-    window = side_lengths(plane, covered, smallest=3)
-    size = threat.norm(current).clamp(min=torch.finfo(plane.dtype).tiny)
-    delta = current * (threat.radius / size)[:, None, None, None]
-    places = [corners(plane, window, generator) for _ in range(2)]
-    into, out_of = (window_mask(plane, window, *place) for place in places)
-    held = (delta.abs() ** power * (into | out_of)).sum((2, 3), keepdim=True)
-    limits = as_limits(valid, plane)
-    used = threat.norm(threat.project(plane + delta, plane, limits) - plane) ** power
-    unused = (threat.radius**power - used).clamp(min=0)[:, None, None, None] / channels
-    inside = delta * into
+    current: Tensor, radius: float, power: int, covered: float, generator: torch.Generator | None
+) -> Float[Tensor, "batch channels height width"]:
+    """Clear one window of the change `current` and spend its norm, and the unused budget, on a bump in another."""
+    window = side_lengths(current, covered, smallest=3)
+    places = [corners(current, window, generator) for _ in range(2)]
+    into, out_of = (window_mask(current, window, *place) for place in places)
+    held = (current.abs() ** power * (into | out_of)).sum((2, 3), keepdim=True)
+    used = (current.abs() ** power).sum((1, 2, 3), keepdim=True)
+    unused = (radius**power - used).clamp(min=0) / current.shape[1]
+    inside = current * into
     inside_size = (inside.abs() ** power).sum((2, 3), keepdim=True) ** (1 / power)
-    fresh = place_bump(plane, window, places[0]) * random_signs(plane, generator)
+    fresh = place_bump(current, window, places[0], power, generator) * random_signs(current, generator)
     fresh = fresh + inside / inside_size.clamp(min=1e-12)
     fresh_size = (fresh.abs() ** power).sum((2, 3), keepdim=True) ** (1 / power)
-    fresh = fresh / fresh_size.clamp(min=1e-12) * (held + unused) ** (1 / power)
-    return torch.where(into, fresh, torch.where(out_of, 0.0, delta))
+    # In the L1 ball the projection that follows thins what was there by what is spent too much here.
+    worth = (held + unused) * (current.shape[1] if power == 1 else 1)
+    fresh = fresh / fresh_size.clamp(min=1e-12) * worth ** (1 / power)
+    return torch.where(into, fresh, torch.where(out_of, 0.0, current))
 
 
-def place_bump(plane: Tensor, window: tuple[int, int], place: tuple[Tensor, Tensor]) -> Tensor:
-    """(batch, 1, height, width): one bump at each example's place."""
-    shape = bump(*window, plane)
+def place_bump(
+    plane: Tensor, window: tuple[int, int], place: tuple[Tensor, Tensor], power: int, generator: torch.Generator | None
+) -> Tensor:
+    """(batch, 1, height, width): one bump at each example's place, lying either way where the window is square."""
     rows = (torch.arange(plane.shape[2], device=plane.device) - place[0][:, None]).clamp(0, window[0] - 1)
     columns = (torch.arange(plane.shape[3], device=plane.device) - place[1][:, None]).clamp(0, window[1] - 1)
-    spread = shape[rows[:, :, None], columns[:, None, :]][:, None]
-    return spread * window_mask(plane, window, *place)
+    rows, columns = rows[:, :, None], columns[:, None, :]
+    shape = bump(*window, plane, power)
+    spread = shape[rows, columns]
+    if window[0] == window[1]:
+        upright = uniform(plane, generator, (len(plane), 1, 1)) < 0.5
+        spread = torch.where(upright, spread, shape.T[rows, columns])
+    return spread[:, None] * window_mask(plane, window, *place)
