@@ -152,12 +152,12 @@ def attacks_at(threat: Threat, access: Access, effort: str) -> tuple[tuple[str, 
             chosen.append(("APGD", APGD(threat, steps=50)))
             chosen.append(("APGD-T", APGD(threat, steps=30, targets=3)))
             if isinstance(threat, (Linf, Box, L2, L1)):
-                chosen.append(("Square", Square(threat, queries=100)))
+                chosen.append(("Square", Square(threat, queries=100, rescale=True)))
         else:
             chosen.append(("APGD-DLR", APGD(threat, steps=20, loss="dlr")))
         return tuple(chosen)
     if access == Access.SCORES and isinstance(threat, (Linf, Box, L2, L1)):
-        return (("Square", Square(threat, queries=300 if full else 100)),)
+        return (("Square", Square(threat, queries=300 if full else 100, rescale=True)),)
     if isinstance(threat, (Linf, Box, L2)):
         return (("HopSkipJump", HopSkipJump(threat, iterations=3, initial_evals=30, tries=25)),)
     return (("random search", RandomNoise(threat, draws=200 if full else 50)),)

@@ -59,7 +59,7 @@ def members(threat: Threat, version: str) -> tuple[tuple[str, Attack], ...]:
         raise InputError(f"unknown ensemble version {version!r}; choose from cheap")
     chosen: list[tuple[str, Attack]] = [("PGD", PGD(threat, steps=10)), ("APGD-T", APGD(threat, steps=50, targets=3))]
     if isinstance(threat, (Linf, Box, L2, L1)):
-        chosen.append(("Square", Square(threat, queries=500)))
+        chosen.append(("Square", Square(threat, queries=500, rescale=True)))
     return tuple(chosen)
 
 
