@@ -19,7 +19,7 @@ WORTHWHILE = 0.8  # all threads must take at most this share of one thread's tim
 def fastest_threads(subject: Subject) -> int:
     """1, or all threads torch would use, whichever runs a batch (forward, and backward if it can) faster.
 
-    Takes under a second for a model that takes under 50 ms a batch.  A model that is not on the CPU keeps torch's number.
+    Takes under a second for a model that takes under 50 ms a batch.  Off the CPU torch's number is kept.
     """
     most = torch.get_num_threads()
     if most == 1 or subject.device.type != "cpu":
