@@ -3,17 +3,19 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 2
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .PHONY: audit test lint types floors bench docs clean
 
 $(VENV)/.core: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(PIP) "torch==2.13.0"
+	$(PIP) --editable .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,onnx,hub]"
+	$(PIP) --editable ".[dev,onnx,hub]"
 	touch $@
 
 audit: $(VENV)/.core
@@ -34,12 +36,12 @@ floors: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "torchattacks==3.5.1"
+	$(PIP) --editable ".[bench]"
+	$(PIP) --no-deps torchattacks
 	$(BIN)/python -m benchmarks
 
 docs: $(VENV)/.dev
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(PIP) --editable ".[docs]"
 	$(BIN)/mkdocs build --strict
 
 clean:
