@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import InputError, UnsupportedError
 from holdfast.core.seeds import torch_generator
-from holdfast.inputs.bounds import METHODS, Region, bounds, capture, certify, margin_spec, unsupported
+from holdfast.inputs.bounds import METHODS, Region, bounds, capture, certify, margin_spec, patches, unsupported
 from holdfast.threats.balls import L1, L2, Linf
 
 from .networks import NAMES, captured, drawn, networks
@@ -118,6 +118,18 @@ def test_blocks_of_rows_change_nothing(name):
     torch.testing.assert_close(whole.lower, pieces.lower, rtol=0, atol=1e-9)
     alone = [bounds(graph, region.part(slice(i, i + 1)), method="crown", memory=1 << 30) for i in range(3)]
     torch.testing.assert_close(torch.cat([b.lower for b in alone]), whole.lower, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["residual", "viewed", "pooled"])
+@pytest.mark.parametrize("rounding", ["nearest", "outward"])
+def test_windowed_rows_give_what_whole_rows_give(name, rounding, monkeypatch):
+    region = Region(inputs(9, 2).double(), Linf(0.05), (0.0, 1.0))
+    found = []
+    for most in (2.0, -1.0):
+        monkeypatch.setattr(patches, "MOST", most)
+        found.append(bounds(captured(name), region, method="crown", rounding=rounding))
+    torch.testing.assert_close(found[0].lower, found[1].lower, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found[0].upper, found[1].upper, rtol=0, atol=1e-9)
 
 
 def test_bounds_are_differentiable_in_weights_and_follow_training():

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from holdfast.inputs.bounds.operator import Affine, Box, Call, Operand
+from holdfast.inputs.bounds.patches import Patches
 
 aten = torch.ops.aten
 
@@ -51,6 +52,9 @@ class Reshape(Affine):
 
     def adjoint(self, rows: Tensor) -> tuple[Tensor, ...]:
         return (rows.reshape(*rows.shape[:2], *self.call.in_shapes[0]),)
+
+    def adjoint_patches(self, patches: Patches) -> tuple[Patches, ...] | None:
+        return (patches,) if self.call.in_shapes[0] == self.call.out_shape else None
 
 
 class Identity(Reshape):
@@ -230,6 +234,12 @@ class Scale(Signed):
     def adjoint(self, rows: Tensor) -> tuple[Tensor, ...]:
         return (self.combine(rows, self.constant),) if self.diagonal else super().adjoint(rows)
 
+    def adjoint_patches(self, patches: Patches) -> tuple[Patches, ...] | None:
+        if not self.diagonal or self.constant.shape[-2:].numel() > 1:
+            return None
+        constant = self.constant.reshape(-1, 1, 1) if self.constant.ndim > 2 else self.constant
+        return (replace(patches, values=self.combine(patches.values, constant)),)
+
     def _lift(self, value: Tensor) -> Tensor:
         # A constant of higher rank than the event would broadcast against the examples' axis.
         missing = max(0, self.constant.ndim - (value.ndim - 1))
@@ -274,6 +284,11 @@ class Sum(Signed):
         if not self.aligned:
             return super().adjoint(rows)
         return tuple(rows if weight == 1 else rows * weight for weight in self.coefficients)
+
+    def adjoint_patches(self, patches: Patches) -> tuple[Patches, ...] | None:
+        if not self.aligned:
+            return None
+        return tuple(replace(patches, values=patches.values * weight) for weight in self.coefficients)
 
 
 class MatrixProduct(Signed):
@@ -377,6 +392,9 @@ class BatchNorm(Signed):
 
     def adjoint(self, rows: Tensor) -> tuple[Tensor, ...]:
         return (rows * self.scale,)
+
+    def adjoint_patches(self, patches: Patches) -> tuple[Patches, ...] | None:
+        return (replace(patches, values=patches.values * self.scale),)
 
 
 #: Targets that give several results, one of which the program takes by index.

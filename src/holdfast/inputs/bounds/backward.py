@@ -16,13 +16,14 @@ block of rows at a time, and the result is intersected with the interval.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from holdfast.inputs.bounds.interval import Propagation
-from holdfast.inputs.bounds.operator import Affine, Box
+from holdfast.inputs.bounds.operator import Affine, Box, Pulled, Relaxation, Rows
+from holdfast.inputs.bounds.patches import Patches
 
 #: Rows, their successor, and the temporaries of one relaxation are alive at once.
 _COPIES = 6
@@ -49,6 +50,7 @@ class Pass:
     examples: slice
     both: bool
     through: bool = True
+    keep: bool = False
 
     def run(self, start: int, rows: Tensor) -> Carried:
         """Bounds of rows . value, `rows` of shape (examples, rows, *event)."""
@@ -72,7 +74,7 @@ class Pass:
         return self._finish(node.inputs[0])
 
     def _begin(self, shape: torch.Size, like: Tensor) -> None:
-        self.pending: dict[int, Tensor] = {}
+        self.pending: dict[int, Rows] = {}
         self.bias = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.charge = self.bias
         self.bottom: Tensor | None = None
@@ -85,6 +87,7 @@ class Pass:
         self._mirror()
         rows = self.pending.get(0)
         lower = self.bias if rows is None else self.bias + self._at_input(rows)
+        rows = None if rows is None or not self.keep else _dense(rows)
         if self.state.rounding.outward:
             lower = lower - self.state.rounding.gamma(lower.dtype) * self.charge - torch.finfo(lower.dtype).tiny
         if not self.both:
@@ -103,42 +106,76 @@ class Pass:
             box = self.state.boxes[position]
             self.bias = self.bias + _least(rows, Box(box.lower[self.examples], box.upper[self.examples]))
             return
-        parts, bias = self.state.relaxation(position).pull(rows, self.examples)
+        parts, bias = _pull(self.state.relaxation(position), rows, self.examples)
         if bias is not None:
             self.bias = self.bias + bias
         for parent, part in zip(node.inputs, parts):
-            self.pending[parent] = self.pending[parent] + part if parent in self.pending else part
+            self.pending[parent] = _added(self.pending[parent], part) if parent in self.pending else part
 
     def _mirror(self) -> None:
         """From here on rows and negated rows go separate ways."""
         if self.both and not self.mirrored:
-            self.pending = {position: torch.cat([rows, -rows], 1) for position, rows in self.pending.items()}
+            self.pending = {position: _mirrored(rows) for position, rows in self.pending.items()}
             self.bias = torch.cat([self.bias, -self.bias], 1)
             self.charge = torch.cat([self.charge, self.charge], 1)
             self.mirrored = True
 
-    def _charge(self, position: int, rows: Tensor) -> None:
+    def _charge(self, position: int, rows: Rows) -> None:
         if self.state.rounding.outward:
-            size = self.state.size(position)[self.examples].flatten(1)[..., None]
-            self.charge = self.charge + (rows.flatten(2).abs() @ size).squeeze(-1)
+            self.charge = self.charge + _inner(_absolute(rows), self.state.size(position)[self.examples])
 
-    def _at_input(self, rows: Tensor) -> Tensor:
+    def _at_input(self, rows: Rows) -> Tensor:
         self._charge(0, rows)
         region = self.state.region
         if self.state.separable:
             box = self.state.boxes[0]
             return _least(rows, Box(box.lower[self.examples], box.upper[self.examples]))
         x = region.x[self.examples]
-        rows = rows.squeeze(2)
+        rows = _dense(rows).squeeze(2)
         moved = region.threat.worst(rows, x, region.valid)
         return (rows.flatten(2) @ x.flatten(1)[..., None]).squeeze(-1) + moved
 
 
-def _least(rows: Tensor, box: Box) -> Tensor:
+def _least(rows: Rows, box: Box) -> Tensor:
     """min over the box of rows . value, (examples, rows)."""
-    flat = rows.flatten(2)
-    centre, radius = (box.upper + box.lower).flatten(1) / 2, (box.upper - box.lower).flatten(1) / 2
-    return (flat @ centre[..., None] - flat.abs() @ radius[..., None]).squeeze(-1)
+    return _inner(rows, (box.upper + box.lower) / 2) - _inner(_absolute(rows), (box.upper - box.lower) / 2)
+
+
+def _inner(rows: Rows, value: Tensor) -> Tensor:
+    """row . value for every row, (examples, rows)."""
+    if isinstance(rows, Patches):
+        return rows.inner(value.squeeze(1))
+    return (rows.flatten(2) @ value.flatten(1)[..., None]).squeeze(-1)
+
+
+def _absolute(rows: Rows) -> Rows:
+    return replace(rows, values=rows.values.abs()) if isinstance(rows, Patches) else rows.abs()
+
+
+def _dense(rows: Rows) -> Tensor:
+    return rows.dense() if isinstance(rows, Patches) else rows
+
+
+def _mirrored(rows: Rows) -> Rows:
+    return rows.mirrored() if isinstance(rows, Patches) else torch.cat([rows, -rows], 1)
+
+
+def _added(first: Rows, second: Rows) -> Rows:
+    if isinstance(first, Patches) and isinstance(second, Patches):
+        together = first.plus(second)
+        if together is not None:
+            return together
+    return _dense(first) + _dense(second)
+
+
+def _pull(relaxation: Relaxation, rows: Rows, examples: slice) -> Pulled:
+    """Carry rows back, as windows for as long as that pays."""
+    if isinstance(rows, Patches):
+        pulled = None if rows.large else relaxation.pull_patches(rows, examples)
+        if pulled is not None:
+            return pulled
+        rows = rows.dense()
+    return relaxation.pull(rows, examples)
 
 
 def _one_hot(index: Tensor, like: Tensor) -> Tensor:

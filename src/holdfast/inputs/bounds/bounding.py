@@ -125,7 +125,7 @@ def _pass(
 ) -> Bounds:
     examples, rows = part
     shaped = rows.reshape(*rows.shape[:2], *state.boxes[output].lower.shape[1:])
-    carried = Pass(state, examples, both=upper, through=through).run(output, shaped)
+    carried = Pass(state, examples, both=upper, through=through, keep=linear).run(output, shaped)
     above = torch.full_like(carried.lower, torch.inf) if carried.upper is None else carried.upper
     result = Box(carried.lower, above)
     if through:

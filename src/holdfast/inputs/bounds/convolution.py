@@ -6,6 +6,7 @@ that the stride leaves out at the far edge get zeros there, not a smaller image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,9 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from holdfast.inputs.bounds.affine import Signed, operands
-from holdfast.inputs.bounds.operator import Call, Operand
+from holdfast.inputs.bounds.operator import Call, Operand, Rows
+from holdfast.inputs.bounds.patches import Patches
 
 aten = torch.ops.aten
+
+#: Images up to this many kernels large are mapped by a dense matrix: less arithmetic is skipped than overhead saved.
+_FILLED = 4
 
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -38,7 +43,7 @@ class Convolution(Signed):
         self.bias: Tensor | None = call.argument("bias")
         self.has_offset = self.bias is not None  # type: ignore[misc]
         self.axes = self.weight.ndim - 2
-        self.last = range(-self.axes, 0)
+        self._matrices: dict[tuple[tuple[int, ...], tuple[int, ...]], Tensor] = {}
         self.geometry = tuple(call.argument(name) for name in ("stride", "padding", "dilation", "groups"))
 
     @classmethod
@@ -68,16 +73,73 @@ class Convolution(Signed):
         return self.call.target(images, weight, bias, *self.geometry).reshape(len(x), *self.call.out_shape)
 
     def adjoint(self, rows: Tensor) -> tuple[Tensor, ...]:
-        stride, padding, dilation, groups = self._explicit()
+        _, padding, _, _ = self._explicit()
         if padding is None:
             return super().adjoint(rows)
-        inner, outer = self.call.in_shapes[0], self.call.out_shape
-        window = self.weight.shape[2:]
-        reached = [(outer[i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (window[i] - 1) + 1 for i in self.last]
-        rest = [inner[i] - reached[i] for i in self.last]
-        images = rows.reshape(-1, *outer[-self.axes - 1 :])
-        pulled = _TRANSPOSED[self.axes](images, self.weight, None, stride, padding, rest, groups, dilation)
+        inner = self.call.in_shapes[0]
+        images = rows.reshape(-1, *self.call.out_shape[-self.axes - 1 :])
+        pulled = self._transposed(images, tuple(inner[-self.axes :]), padding)
         return (pulled.reshape(*rows.shape[:2], *inner),)
+
+    def adjoint_patches(self, patches: Patches) -> tuple[Patches, ...] | None:
+        stride, padding, dilation, groups = self._explicit()
+        if padding is None or groups != 1 or self.axes != 2 or len(self.call.in_shapes[0]) != 4:
+            return None
+        values, kernel = patches.values, self.weight.shape[2:]
+        grown = tuple((patches.window[i] - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1))
+        pulled = self._transposed(values.flatten(0, 1), grown, [0, 0])
+        return (self._moved(patches.top, patches.left, pulled.reshape(*values.shape[:2], *pulled.shape[1:])),)
+
+    def _transposed(self, images: Tensor, size: tuple[int, ...], padding: list[int]) -> Tensor:
+        """Adjoint of the convolution on images (batch, channels, *outer) -> (batch, channels, *size)."""
+        stride, _, dilation, groups = self._explicit()
+        kernel = self.weight.shape[2:]
+        if math.prod(size) <= _FILLED * kernel.numel() and groups == 1:
+            matrix = self._matrix(tuple(images.shape[1:]), size, padding)
+            return (images.flatten(1) @ matrix).reshape(len(images), -1, *size)
+        if images.dtype == torch.float64 and images.device.type == "cpu":
+            # The transposed convolution has no fast kernel there; the gradient of the forward one has.
+            shape = images.new_empty(1).expand(len(images), self.weight.shape[1] * groups, *size)
+            wanted = [True, False, False]
+            return aten.convolution_backward(
+                images, shape, self.weight, None, stride, padding, dilation, False, [0] * self.axes, groups, wanted
+            )[0]
+        return self._plain(images, size, padding)
+
+    def _plain(self, images: Tensor, size: tuple[int, ...], padding: list[int]) -> Tensor:
+        stride, _, dilation, groups = self._explicit()
+        outer, kernel = images.shape[2:], self.weight.shape[2:]
+        reached = [
+            (outer[i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i] - 1) + 1 for i in range(self.axes)
+        ]
+        rest = [size[i] - reached[i] for i in range(self.axes)]
+        return _TRANSPOSED[self.axes](images, self.weight, None, stride, padding, rest, groups, dilation)
+
+    def _matrix(self, outer: tuple[int, ...], size: tuple[int, ...], padding: list[int]) -> Tensor:
+        """The adjoint as a matrix, (entries of one image, entries of the result); worth it where it is nearly full."""
+        key = (outer, size)
+        if key not in self._matrices:
+            entries = math.prod(outer)
+            units = torch.eye(entries, dtype=self.weight.dtype, device=self.weight.device).reshape(entries, *outer)
+            self._matrices[key] = self._plain(units, size, padding).flatten(1)
+        return self._matrices[key]
+
+    def unit_rows(self, index: Tensor) -> Rows | None:
+        _, padding, dilation, groups = self._explicit()
+        plain = padding is not None and groups == 1 and self.axes == 2 and len(self.call.in_shapes[0]) == 4
+        if not plain or dilation != [1, 1]:
+            return None
+        height, width = self.call.out_shape[-2:]
+        channel, place = index // (height * width), index % (height * width)
+        return self._moved(place // width, place % width, self.weight[channel])
+
+    def _moved(self, top: Tensor, left: Tensor, values: Tensor) -> Patches:
+        """Windows on the input that belong to windows with these corners on the output."""
+        stride, padding, _, _ = self._explicit()
+        assert padding is not None
+        height, width = self.call.in_shapes[0][-2:]
+        corners = top * stride[0] - padding[0], left * stride[1] - padding[1]
+        return Patches(values, *corners, (height, width)).masked()
 
     def _explicit(self) -> tuple[list[int], list[int] | None, list[int], int]:
         """Stride, padding, dilation, groups with one number an axis; padding None when it is not symmetric."""

@@ -72,6 +72,10 @@ class Graph:
     sources: Mapping[str, tuple[str, str]]
     lifted: Mapping[str, Tensor]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A trace does not travel between processes; the model does, and is traced again on arrival.
+        return capture, (self.model, torch.zeros(self.shape))
+
     @property
     def outputs(self) -> int:
         """Number of output entries of one example."""

@@ -15,12 +15,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.fx.node import map_aggregate
+
+from holdfast.inputs.bounds.patches import Patches
 
 
 class Box(NamedTuple):
@@ -106,7 +108,9 @@ class Call:
         return tuple(torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in self.in_shapes)
 
 
-Pulled = tuple[tuple[Tensor, ...], Tensor | None]
+#: Rows on a value: ordinary, or windows of an image.
+Rows = Tensor | Patches
+Pulled = tuple[tuple[Rows, ...], Tensor | None]
 
 
 @runtime_checkable
@@ -122,6 +126,10 @@ class Relaxation(Protocol):
 
     def magnitude(self, *sizes: Tensor) -> Tensor:
         """Bound on the sum of the absolute terms of the linear functions, given bounds on the inputs' sizes."""
+        ...
+
+    def pull_patches(self, patches: Patches, examples: slice) -> Pulled | None:
+        """`pull` for windowed rows, or None when they have to be written out first."""
         ...
 
 
@@ -205,7 +213,17 @@ class Affine(Operator):
         bias = rows.flatten(2) @ self.offset().flatten() if self.has_offset else None
         return self.adjoint(rows), bias
 
-    def unit_rows(self, index: Tensor) -> Tensor | None:
+    def pull_patches(self, patches: Patches, examples: slice) -> Pulled | None:
+        parts = self.adjoint_patches(patches)
+        if parts is None:
+            return None
+        return parts, patches.inner(self.offset().expand(len(patches.values), -1, -1, -1)) if self.has_offset else None
+
+    def adjoint_patches(self, patches: Patches) -> tuple[Patches, ...] | None:
+        """`adjoint` for windowed rows, where it keeps them windowed."""
+        return None
+
+    def unit_rows(self, index: Tensor) -> Rows | None:
         """Adjoint of one-hot rows at the flat positions `index` (examples, rows), when there is a shortcut."""
         return None
 
@@ -223,17 +241,43 @@ class Lines:
     upper_bias: Tensor | None
 
     def pull(self, rows: Tensor, examples: slice) -> Pulled:
+        negative = rows.clamp(max=0)
         below, above = self.lower_slope[examples][:, None], self.upper_slope[examples][:, None]
-        pulled = rows * torch.where(rows >= 0, below, above)
-        bias = None
-        for part, line in ((rows.clamp(min=0), self.lower_bias), (rows.clamp(max=0), self.upper_bias)):
-            if line is not None:
-                term = (part.flatten(2) @ line[examples].flatten(1)[..., None]).squeeze(-1)
-                bias = term if bias is None else bias + term
-        return (pulled,), bias
+        bias = self._bias(rows, negative, examples, lambda part, line: _flat_inner(part, line))
+        return (_sloped(rows, negative, below, above),), bias
+
+    def pull_patches(self, patches: Patches, examples: slice) -> Pulled | None:
+        if self.lower_slope.ndim != 5:
+            return None
+        values = patches.values
+        negative = values.clamp(max=0)
+        below, above = (patches.seen(line[examples].squeeze(1)) for line in (self.lower_slope, self.upper_slope))
+        bias = self._bias(
+            values, negative, examples, lambda part, line: replace(patches, values=part).inner(line.squeeze(1))
+        )
+        return (replace(patches, values=_sloped(values, negative, below, above)),), bias
+
+    def _bias(
+        self, rows: Tensor, negative: Tensor, examples: slice, inner: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor | None:
+        terms = []
+        if self.upper_bias is not None:
+            terms.append(inner(negative, self.upper_bias[examples]))
+        if self.lower_bias is not None:
+            terms.append(inner(rows - negative, self.lower_bias[examples]))
+        return sum(terms[1:], terms[0]) if terms else None
 
     def magnitude(self, *sizes: Tensor) -> Tensor:
         size = torch.maximum(self.lower_slope.abs(), self.upper_slope.abs()) * sizes[0]
         for line in (self.lower_bias, self.upper_bias):
             size = size if line is None else size + line.abs()
         return size
+
+
+def _sloped(rows: Tensor, negative: Tensor, below: Tensor, above: Tensor) -> Tensor:
+    """A+ s_l + A- s_u, written with as few passes over the rows as it takes."""
+    return torch.addcmul(rows * below, negative, above - below)
+
+
+def _flat_inner(rows: Tensor, value: Tensor) -> Tensor:
+    return (rows.flatten(2) @ value.flatten(1)[..., None]).squeeze(-1)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from holdfast.inputs.bounds.operator import Box, Call, Operator, Pulled, Relaxation
+from holdfast.inputs.bounds.patches import Patches
 
 aten = torch.ops.aten
 
@@ -37,6 +38,9 @@ class Selected:
         inner = torch.zeros(*rows.shape[:2], math.prod(self.in_shape), dtype=rows.dtype, device=rows.device)
         bias = (above @ self.constant[examples][..., None]).squeeze(-1)
         return (inner.scatter_add(2, places, carried).reshape(*rows.shape[:2], *self.in_shape),), bias
+
+    def pull_patches(self, patches: Patches, examples: slice) -> Pulled | None:
+        return None
 
     def magnitude(self, *sizes: Tensor) -> Tensor:
         return self.ceiling

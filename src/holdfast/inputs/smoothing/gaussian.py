@@ -165,5 +165,5 @@ def average_certified_radius(
     largest: float,
     level: float = 0.95,
 ) -> Estimate:
-    """Mean certified radius with wrong or abstained examples at 0; `largest` is the radius no certificate can exceed."""
+    """Mean certified radius, wrong or abstained examples counting 0; no certificate may exceed `largest`."""
     return anytime_mean(np.where(correct, radius, 0.0), level=level, bounds=(0.0, largest))

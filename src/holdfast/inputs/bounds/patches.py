@@ -1,0 +1,115 @@
+"""Rows that live on a small window of an image.
+
+A neuron of a convolution sees a window of its input, so the row that belongs to it is zero elsewhere.  `Patches` keeps
+only the window: values (examples, rows, channels, height, width) and, for every row, where its corner lies in the
+plane.  A window may reach over the edge of the plane; its entries there are zero.  Going back through a convolution
+windows grow; when they cover most of the plane they are written out as ordinary rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+#: Share of the plane beyond which ordinary rows are cheaper.
+MOST = 0.5
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Windowed rows on a value of event shape (1, channels, *plane)."""
+
+    values: Tensor  # (examples, rows, channels, height, width)
+    top: Tensor  # (examples, rows) long
+    left: Tensor  # (examples, rows) long
+    plane: tuple[int, int]
+
+    @property
+    def window(self) -> tuple[int, int]:
+        return self.values.shape[-2], self.values.shape[-1]
+
+    @property
+    def large(self) -> bool:
+        """Whether the windows cover so much of the plane that they save nothing."""
+        return self.window[0] * self.window[1] > MOST * self.plane[0] * self.plane[1]
+
+    def mirrored(self) -> Patches:
+        """The rows followed by their negatives."""
+        top, left = (torch.cat([corner, corner], 1) for corner in (self.top, self.left))
+        return replace(self, values=torch.cat([self.values, -self.values], 1), top=top, left=left)
+
+    def masked(self) -> Patches:
+        """Entries beyond the edge of the plane set to zero."""
+        inside = [
+            (corner[..., None] + torch.arange(size, device=corner.device)).clamp(-1, extent)
+            for corner, size, extent in zip((self.top, self.left), self.window, self.plane)
+        ]
+        rows, columns = ((place >= 0) & (place < extent) for place, extent in zip(inside, self.plane))
+        if bool(rows.all()) and bool(columns.all()):
+            return self
+        keep = rows[..., None, :, None] & columns[..., None, None, :]
+        return replace(self, values=self.values * keep)
+
+    def _margins(self) -> tuple[int, int, int, int]:
+        """How far windows reach over each edge: left, right, top, bottom."""
+        (height, width), (rows, columns) = self.plane, self.window
+        reach = (
+            -int(self.left.min()),
+            int(self.left.max()) + columns - width,
+            -int(self.top.min()),
+            int(self.top.max()) + rows - height,
+        )
+        return tuple(max(0, part) for part in reach)  # type: ignore[return-value]
+
+    def seen(self, value: Tensor) -> Tensor:
+        """What the windows see of `value`, (examples, channels, *plane), zero beyond its edge; shaped like `values`."""
+        left, right, above, below = self._margins()
+        padded = F.pad(value, (left, right, above, below)) if left or right or above or below else value
+        views = padded.unfold(2, self.window[0], 1).unfold(3, self.window[1], 1).permute(0, 2, 3, 1, 4, 5)
+        examples, rows, columns = views.shape[:3]
+        first = torch.arange(examples, device=value.device)[:, None] * rows
+        place = (first + self.top + above) * columns + self.left + left
+        # Every window once, then whole windows copied: far fewer jumps in memory than entry by entry.
+        seen = views.flatten(3).reshape(examples * rows * columns, -1).index_select(0, place.flatten())
+        return seen.reshape(*place.shape, *views.shape[3:])
+
+    def inner(self, value: Tensor) -> Tensor:
+        """row . value for every row, (examples, rows)."""
+        return (self.values * self.seen(value)).flatten(2).sum(-1)
+
+    def dense(self) -> Tensor:
+        """The same as ordinary rows, (examples, rows, 1, channels, *plane)."""
+        left, right, above, below = self._margins()
+        (height, width), (rows, columns) = self.plane, self.window
+        full = (height + above + below, width + left + right)
+        down = (self.top + above)[..., None] + torch.arange(rows, device=self.top.device)
+        across = (self.left + left)[..., None] + torch.arange(columns, device=self.top.device)
+        place = (down[..., :, None] * full[1] + across[..., None, :]).flatten(2)[:, :, None]
+        flat = torch.zeros(
+            *self.values.shape[:3], full[0] * full[1], dtype=self.values.dtype, device=self.values.device
+        )
+        flat = flat.scatter(3, place.expand(-1, -1, self.values.shape[2], -1), self.values.flatten(3))
+        whole = flat.reshape(*self.values.shape[:3], *full)
+        return whole[..., above : above + height, left : left + width].unsqueeze(2)
+
+    def plus(self, other: Patches) -> Patches | None:
+        """Rows of two users of one value added up, or None when their windows do not move together."""
+        rise, shift = other.top - self.top, other.left - self.left
+        if not bool((rise == rise[0, 0]).all()) or not bool((shift == shift[0, 0]).all()):
+            return None
+        down, right = int(rise[0, 0]), int(shift[0, 0])
+        first_top, first_left = min(0, down), min(0, right)
+        height = max(self.window[0], down + other.window[0]) - first_top
+        width = max(self.window[1], right + other.window[1]) - first_left
+        summed = _placed(self.values, -first_top, -first_left, height, width) + _placed(
+            other.values, down - first_top, right - first_left, height, width
+        )
+        return replace(self, values=summed, top=self.top + first_top, left=self.left + first_left)
+
+
+def _placed(values: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    rows, columns = values.shape[-2:]
+    return F.pad(values, (left, width - left - columns, top, height - top - rows))
