@@ -10,7 +10,8 @@ import torch
 from holdfast.core.errors import InputError
 from holdfast.inputs.attack import symptoms
 from holdfast.inputs.attack.ensemble import StandardEnsemble, members
-from holdfast.inputs.attack.losses import Targeted
+from holdfast.inputs.attack.gradient import PGD
+from holdfast.inputs.attack.losses import Targeted, margin
 from holdfast.threats import L0, Linf
 
 spec = importlib.util.spec_from_file_location("attack_models", Path(__file__).with_name("models.py"))
@@ -37,6 +38,17 @@ def test_names_the_member_that_broke_each_example():
     assert torch.equal(run.broken_by == -1, right & ~run.success)
     assert torch.equal(run.success, right & (model(run.x_adv).argmax(1) != y))
     assert threat.contains(run.x_adv, x, (0, 1)).all()
+
+
+def test_survivors_are_compared_by_one_measure_whatever_loss_a_member_climbs():
+    model, x, y = models.trained()
+    run = StandardEnsemble(Linf(0.02)).run(model, x, y, generator=stream())
+    held = run.broken_by == -1
+    reached = margin(model(run.x_adv), y)
+    assert held.any()
+    assert torch.allclose(run.best_loss[run.broken_by != -2], reached[run.broken_by != -2], atol=1e-5)
+    alone = PGD(Linf(0.02), steps=10).run(model, x, y, generator=stream())
+    assert (reached[held] >= margin(model(alone.x_adv), y)[held] - 1e-5).all()
 
 
 def test_score_attack_breaks_what_gradients_cannot_and_the_doubts_say_so():

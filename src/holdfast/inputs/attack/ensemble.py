@@ -19,7 +19,7 @@ from holdfast.core.errors import InputError
 from holdfast.inputs.attack.apgd import APGD
 from holdfast.inputs.attack.gradient import PGD
 from holdfast.inputs.attack.loop import AttackRun, Model, check_batch, check_logits, forward
-from holdfast.inputs.attack.losses import Goal, Targeted
+from holdfast.inputs.attack.losses import Aim, Goal, Targeted
 from holdfast.inputs.attack.square import Square
 from holdfast.threats.balls import L1, L2, Box, Linf
 from holdfast.threats.base import Threat, Valid
@@ -47,7 +47,7 @@ class Attack(Protocol):
 @dataclass(frozen=True, eq=False)
 class EnsembleRun(AttackRun):
     """An AttackRun that also knows the member that broke each example: its place, -1 unbroken, -2 wrong without
-    attack.
+    attack.  `best_loss` is the margin (see `losses`) of the point returned.
     """
 
     broken_by: Int[Tensor, " batch"]
@@ -80,7 +80,7 @@ def in_turn(
     if logits is None:
         logits = x.new_zeros(0, 2)
     check_logits(logits, x, y)
-    right = logits.argmax(1) == y
+    right, margin = logits.argmax(1) == y, Aim.of("margin", y, goal)
     x_adv, queries = x.detach().clone(), torch.zeros_like(y)
     best = torch.full_like(logits[:, 0], -torch.inf)
     broken_by = torch.where(right, UNBROKEN, WRONG)
@@ -93,8 +93,10 @@ def in_turn(
             model, x[rows], y[rows], valid=valid, generator=generator, goal=part, clean_logits=logits[rows]
         )
         queries[rows] += run.queries
-        better = run.success | (run.best_loss > best[rows])
-        x_adv[rows[better]], best[rows[better]] = run.x_adv[better], run.best_loss[better]
+        # Members climb different losses; the margin is the one that all their points can be compared by.
+        reached = margin.take(rows).value(forward(model, run.x_adv))
+        better = run.success | (reached > best[rows])
+        x_adv[rows[better]], best[rows[better]] = run.x_adv[better], reached[better].to(best.dtype)
         broken_by[rows[run.success]] = place
     return EnsembleRun(x_adv, broken_by >= 0, queries, threat.norm(x_adv - x), best, broken_by)
 
