@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from holdfast.audit.probe import Batch, Evidence, Settings
-from holdfast.audit.probes.adversarial import AdversarialProbe, median_radius
+from holdfast.audit.probes.adversarial import AdversarialProbe, doubts, median_radius
 from holdfast.audit.probes.attack_plan import make_plan
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.finding import Section
 from holdfast.core.seeds import torch_generator
+from holdfast.inputs.attack.gradient import PGD
 from holdfast.subject.data import ArrayInputs, Data
 from holdfast.subject.subject import Access, Subject
 from holdfast.threats import L0, L2, Box, Corruption, Linf, Patch, Translation
@@ -132,6 +133,27 @@ def test_masked_gradients_raise_doubts():
     assert "zero gradients" in names
     assert "black-box attack beats white-box" in names
     assert all("adversarial.accuracy" in doubt.touches for doubt in section.doubts)
+
+
+def test_what_noise_or_plain_steps_break_does_not_count_as_robust():
+    subject, _ = image_subject()
+    probe, settings = AdversarialProbe(), Settings(threat=Linf(0.05))
+    state = probe.prepare(subject, settings)
+    idle = (("PGD", PGD(Linf(0.05), steps=1, step_size=1e-9, random_start=False)),)
+    misled = replace(state, plan=replace(state.plan, stages=tuple(replace(s, attacks=idle) for s in state.plan.stages)))
+    index = np.arange(EXAMPLES)
+    inputs, labels = subject.test.take(index)
+    x, y = subject.tensor(inputs), torch.from_numpy(labels)
+    batch = Batch(index, x, y, subject.logits(x), torch_generator(0, "examine", 0))
+    rows = probe.examine(subject, misled, batch)
+    assert rows["fgsm"].any()
+    assert not (rows["robust"] & (rows["fgsm"] | rows["noise"])).any()
+    assert np.isfinite(rows["radius"][rows["fgsm"]]).all()
+    assert set(rows["broken_by"][rows["lost"]]) <= {1, 2, 3}
+    clean = {"index": index, "label": labels, "prediction": batch.logits.argmax(1).numpy()}
+    rows["falling"] = rows["robust"] | rows["lost"]
+    names = {doubt.name for doubt in doubts(subject, misled, Evidence(rows, clean), settings)}
+    assert {"noise beats the whole attack", "more steps do not help"} <= names
 
 
 def test_default_threats_follow_the_data():

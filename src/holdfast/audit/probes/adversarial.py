@@ -30,7 +30,7 @@ from holdfast.core.sequences import anytime_mean
 from holdfast.inputs.attack import symptoms
 from holdfast.inputs.attack.ensemble import in_turn
 from holdfast.inputs.attack.gradient import FGSM, PGD
-from holdfast.inputs.attack.loop import ascend, forward
+from holdfast.inputs.attack.loop import AttackRun, ascend, forward
 from holdfast.inputs.attack.losses import Aim
 from holdfast.inputs.attack.noise import RandomNoise
 from holdfast.subject.subject import Access, Subject
@@ -43,6 +43,10 @@ SHOWN = 8
 BISECTIONS = 8
 NOISE_DRAWS = 5
 SYMPTOM_EXAMPLES = 32
+#: Attacks too simple to count on, run to see whether the others are misled; what they break is broken all the same.
+CHECKS = ("random noise", "one gradient step", "ten plain steps")
+#: Relative loss of loss from one step to ten that is more than rounding.
+RUGGED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,11 @@ class AdversarialProbe:
         `held` (n, radii) bool: right, and not broken within that radius; `robust` (n,) bool: the same at the chosen
         radius; `lost` (n,) bool: right but broken at the chosen radius; `radius` (n,): size of the smallest
         perturbation found, inf when none was, NaN where the clean answer is wrong; `broken_by` (n,) int8: attack at
-        the chosen radius or below, -1 none, -2 wrong already; `queries` (n,); `noise`, `fgsm`, `flat` (n,) bool:
-        fooled by noise, by one step; zero gradient.
+        the chosen radius or below, -1 none, -2 wrong already; `queries` (n,); `noise`, `fgsm`, `flat`, `falling`
+        (n,) bool: fooled by noise, by one step; zero gradient; ten steps reach less loss than one.
         """
         plan, examples = state.plan, len(batch)
+        sanity, checks = self._sanity(subject, state, batch)
         right = batch.correct
         standing = right.clone()
         held = torch.zeros(examples, len(plan.stages), dtype=torch.bool)
@@ -119,6 +124,13 @@ class AdversarialProbe:
                     code = torch.tensor([names.index(name) for name, _ in stage.attacks], dtype=torch.int8)
                     broken_by[broken] = code[run.broken_by[run.success].cpu()].to(broken_by.device)
                 standing[broken] = False
+            if place == plan.chosen:
+                # What a check of the attack broke is broken, whatever the attack itself found.
+                for code, run in enumerate(checks, len(attack_names(plan)) - len(CHECKS)):
+                    rows = (standing & run.success).nonzero().squeeze(1)
+                    radius[rows] = self._shortest(subject, state, batch, rows, run.x_adv[rows])
+                    broken_by[rows] = code
+                    standing[rows] = False
             held[:, place] = standing.cpu()
         robust = held[:, plan.chosen]
         rows_out = {
@@ -128,7 +140,7 @@ class AdversarialProbe:
             "radius": radius,
             "broken_by": broken_by,
             "queries": queries,
-            **self._sanity(subject, state, batch),
+            **sanity,
         }
         return {name: column.cpu().numpy() for name, column in rows_out.items()}
 
@@ -145,17 +157,26 @@ class AdversarialProbe:
                 high, low = torch.where(fooled, middle, high), torch.where(fooled, low, middle)
         return threat.norm(per_example(high, x) * (x_adv - x)).double()
 
-    def _sanity(self, subject: Subject, state: State, batch: Batch) -> dict[str, Tensor]:
-        """What the doubts need: the same radius by noise, by one step, and where the gradient is zero."""
+    def _sanity(self, subject: Subject, state: State, batch: Batch) -> tuple[dict[str, Tensor], tuple[AttackRun, ...]]:
+        """What the doubts need, and the runs of `CHECKS` at the chosen radius."""
         threat, x, y = state.plan.threat, batch.x, batch.y
         given: dict[str, Any] = {"valid": subject.valid, "generator": batch.generator, "clean_logits": batch.logits}
-        noise = RandomNoise(threat, draws=NOISE_DRAWS).run(subject.model, x, y, **given).success
-        nothing = torch.zeros_like(noise)
+        noise = RandomNoise(threat, draws=NOISE_DRAWS).run(subject.model, x, y, **given)
+        nothing = torch.zeros_like(noise.success)
         if not state.first_order:
-            return {"noise": noise, "fgsm": nothing, "flat": nothing}
-        fgsm = FGSM(threat).run(subject.model, x, y, **given).success
+            return {"noise": noise.success, "fgsm": nothing, "flat": nothing, "falling": nothing}, (noise,)
+        fgsm = FGSM(threat).run(subject.model, x, y, **given)
+        steps = PGD(threat, steps=10, random_start=False).run(subject.model, x, y, **given)
         _, _, grad = ascend(subject.model, x, Aim("margin", y))
-        return {"noise": noise, "fgsm": fgsm, "flat": grad.flatten(1).abs().amax(1) == 0}
+        after_one = Aim("ce", y).value(forward(subject.model, fgsm.x_adv))
+        lower = after_one - steps.best_loss > RUGGED * after_one.abs()
+        told = {
+            "noise": noise.success,
+            "fgsm": fgsm.success,
+            "flat": grad.flatten(1).abs().amax(1) == 0,
+            "falling": batch.correct & ~steps.success & lower,
+        }
+        return told, (noise, fgsm, steps)
 
     def headline(self, state: State, evidence: Evidence, settings: Settings) -> Estimate | None:
         """Accuracy under attack at the chosen radius."""
@@ -180,8 +201,8 @@ class AdversarialProbe:
 
 
 def attack_names(plan: Plan) -> list[str]:
-    """Every attack of the plan once, in order of first use; `broken_by` counts them from 0."""
-    return list(dict.fromkeys(name for stage in plan.stages for name, _ in stage.attacks))
+    """Every attack of the plan once, in order of first use, then the checks; `broken_by` counts them from 0."""
+    return [*dict.fromkeys(name for stage in plan.stages for name, _ in stage.attacks), *CHECKS]
 
 
 def conclusions(state: State, evidence: Evidence, settings: Settings) -> tuple[Finding, ...]:
@@ -353,13 +374,15 @@ def doubts(subject: Subject, state: State, evidence: Evidence, settings: Setting
     plan = state.plan
     right: Bool[np.ndarray, " n"] = evidence["broken_by"] != -2
     examples = int(right.sum())
-    broken = int(evidence["lost"].sum())
+    names = attack_names(plan)
+    by_attack = evidence["broken_by"] < len(names) - len(CHECKS)
+    broken = int((evidence["lost"] & by_attack).sum())
     noise = int(evidence["noise"].sum())
     found: list[Doubt | None] = list(state.doubts)
     if state.first_order:
         found.append(symptoms.zero_gradients(int((evidence["flat"] & right).sum()), examples))
         found.append(symptoms.noise_beats(noise, int(evidence["fgsm"].sum()), examples, "one gradient step"))
-        names = attack_names(plan)
+        found.append(symptoms.loss_not_rising(int(evidence["falling"].sum()), examples))
         if "Square" in names:
             by_scores = int((evidence["broken_by"] == names.index("Square")).sum())
             found.append(symptoms.black_box_beats(by_scores, len(evidence)))
@@ -393,7 +416,8 @@ def method(subject: Subject, state: State) -> str:
     told = (
         f"The perturbation: {plan.threat.describe()}.",
         f"The attacks see {sees} and run in turn on what is still standing: {attacks}.",
-        "An example counts as correct under attack only when every one failed.",
+        "An example counts as correct under attack only when every one failed, and random noise and a few plain "
+        "gradient steps as well.",
         f"Radii tried, in rising order: {radii}; each is attacked only where the smaller ones failed.",
         "Accuracy under attack is an upper bound: a stronger attack could find more.",
     )
