@@ -71,14 +71,14 @@ def check(scale: Scale) -> Outcome:
     draws = 1_000_000 if scale is Scale.FULL else 50_000
     lead = settings[0][0]
     return Outcome(
-        criteria=(_exponents(curves), _prediction(curves, predicted), *_densities(draws)),
+        criteria=(_exponents(curves), *_predictions(curves, predicted), *_densities(draws)),
         ours=curves[lead, "PGD-5"].exponent,
         exhibits=(_figure(curves, predicted), _table(curves)),
         seeds=(SEED,),
         notes="Error is counted against the model's own answer to the clean input, so it is 0 at radius 0.  Points "
         "with error outside 0.2% to 30% are left out of the fit, which is unweighted, so a few changed answers at the "
-        "smallest radius move it.  The prediction is compared with PGD-5 on the margin: on nearly equal logits "
-        "cross-entropy does not climb towards the nearest answer.  Not re-tested here: the architecture search, and "
+        "smallest radius move it.  On nearly equal logits cross-entropy does not climb towards the nearest answer, so "
+        "the prediction is held against PGD-5 on the margin as well.  Not re-tested here: the architecture search, and "
         "whether the entropy penalty helps against strong attacks.",
     )
 
@@ -98,21 +98,21 @@ def _settings(scale: Scale) -> list[Setting]:
         ("standard CNN", load("cnn").double(), images),
         ("adversarially trained CNN", load("cnn_linf").double(), images),
         ("untrained CNN, noise", untrained.double().eval(), noise),
-        ("logistic regression, MNIST digits", *_regression()),
+        ("logistic regression, 8x8 digits", *_regression(datasets.digits(), datasets.digits()[0])),
+        ("logistic regression, MNIST", *_regression(datasets.mnist("train", 5000), datasets.mnist("test", 4000)[0])),
     ]
 
 
-def _regression() -> tuple[nn.Module, Tensor]:
+def _regression(train: tuple[np.ndarray, np.ndarray], inputs: np.ndarray) -> tuple[nn.Module, Tensor]:
     from sklearn.linear_model import LogisticRegression
 
-    x, y = datasets.mnist("train", 5000)
+    x, y = train
     fitted = LogisticRegression(C=0.1, max_iter=200).fit(x.reshape(len(x), -1).astype(np.float64), y)
-    linear = nn.utils.skip_init(nn.Linear, 784, CLASSES, dtype=torch.float64)
+    linear = nn.utils.skip_init(nn.Linear, fitted.coef_.shape[1], CLASSES, dtype=torch.float64)
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(fitted.coef_))
         linear.bias.copy_(torch.from_numpy(fitted.intercept_))
-    rows = datasets.mnist("test", 4000)[0].reshape(4000, -1)
-    return linear.eval(), torch.from_numpy(rows).double()
+    return linear.eval(), torch.from_numpy(inputs.reshape(len(inputs), -1)).double()
 
 
 def _attacks(model: nn.Module) -> dict[str, Callable[[float], Attack]]:
@@ -141,18 +141,22 @@ def _exponents(curves: dict[tuple[str, str], ErrorCurve]) -> Criterion:
     )
 
 
-def _prediction(curves: dict[tuple[str, str], ErrorCurve], predicted: dict[str, np.ndarray]) -> Criterion:
-    worst: dict[str, float] = {}
-    for name, error in predicted.items():
-        measured = curves[name, MARGIN].error
-        told = (measured < 0.10) & (curves[name, MARGIN].flipped.sum(axis=1) >= COUNTED)
-        worst[name] = float(np.abs(error[told] / measured[told] - 1).max())
-    return Criterion(
-        f"gaps and gradients alone predict the error under {MARGIN} within 20% wherever it is below 10% and at least "
-        f"{COUNTED} answers changed",
-        all(gap <= 0.20 for gap in worst.values()),
-        {f"largest relative miss, {name}": gap for name, gap in worst.items()},
-    )
+def _predictions(curves: dict[tuple[str, str], ErrorCurve], predicted: dict[str, np.ndarray]) -> list[Criterion]:
+    """Against the attack the theory is about (it climbs the margin), and against the usual one (cross-entropy)."""
+    criteria = []
+    for attack in (MARGIN, "PGD-5"):
+        worst: dict[str, float] = {}
+        for name, error in predicted.items():
+            measured = curves[name, attack].error
+            told = (measured < 0.10) & (curves[name, attack].flipped.sum(axis=1) >= COUNTED)
+            worst[name] = float(np.abs(error[told] / measured[told] - 1).max(initial=0.0))
+        statement = (
+            f"gaps and gradients alone predict the error under {attack} within 20% wherever it is below 10% and at "
+            f"least {COUNTED} answers changed"
+        )
+        numbers = {f"largest relative miss, {name}": gap for name, gap in worst.items()}
+        criteria.append(Criterion(statement, all(gap <= 0.20 for gap in worst.values()), numbers))
+    return criteria
 
 
 def _densities(draws: int) -> tuple[Criterion, Criterion]:
