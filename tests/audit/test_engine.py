@@ -15,6 +15,7 @@ import pytest
 import torch
 from toy_audit import EXAMPLES, BrokenProbe, ToyProbe, toy_subject
 
+from holdfast.audit import predictions
 from holdfast.audit.engine import audit
 from holdfast.audit.observer import Silent
 from holdfast.audit.probe import Needs, Settings
@@ -71,7 +72,7 @@ def test_precision_stops_a_probe_as_soon_as_its_interval_is_narrow_enough(tmp_pa
 
 
 def test_the_time_budget_ends_the_run_with_a_valid_partial_report(tmp_path):
-    run = audit(toy_subject(), out=tmp_path / "run", probes=[ToyProbe(delay=0.05)], minutes=0.2 / 60)
+    run = audit(toy_subject(), out=tmp_path / "run", probes=[ToyProbe(delay=0.15)], minutes=1.2 / 60)
     section = run.sections[0]
     assert section.status == "partial"
     assert 0 < section.examined < EXAMPLES
@@ -79,6 +80,21 @@ def test_the_time_budget_ends_the_run_with_a_valid_partial_report(tmp_path):
     done = audit(toy_subject(), out=tmp_path / "run", probes=[ToyProbe()], resume=True)
     whole = audit(toy_subject(), out=tmp_path / "whole", probes=[ToyProbe()])
     assert done.sections == whole.sections
+
+
+def test_slow_predictions_leave_half_the_time_to_the_probes_and_resume_to_the_same_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(predictions, "SHARD", 24)
+    with monkeypatch.context() as slow:
+        slow.setattr("holdfast.audit.engine._Clock.past_half", lambda clock: True)
+        run = audit(toy_subject(), out=tmp_path / "run", probes=[ToyProbe()], minutes=5.0)
+    section = run.sections[0]
+    assert (section.status, section.examined, section.available) == ("partial", 24, EXAMPLES)
+    assert "predictions of 24 of 240" in run.manifest["stopped_because"]
+    # The second shard of 16 holds 8 rows now and must be examined again.
+    done = audit(toy_subject(), out=tmp_path / "run", probes=[ToyProbe()], resume=True)
+    whole = audit(toy_subject(), out=tmp_path / "whole", probes=[ToyProbe()])
+    assert findings(tmp_path / "run") == findings(tmp_path / "whole")
+    assert done.sections[0].status == whole.sections[0].status == "complete"
 
 
 class Interrupting(Silent):

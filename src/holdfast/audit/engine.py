@@ -76,6 +76,9 @@ class _Clock:
     def out(self) -> bool:
         return self.minutes is not None and self.seconds >= 60 * self.minutes
 
+    def past_half(self) -> bool:
+        return self.minutes is not None and self.seconds >= 30 * self.minutes
+
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.began
@@ -232,18 +235,26 @@ class _Audit:
     clock: _Clock
     observer: Observer
     limit: int | None
+    available: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
     crashed: dict[str, str] = field(default_factory=dict)
 
     def run(self, manifest: dict[str, Any], run_calls: Runner[Any], workers: int) -> Run:
         order = audit_order(len(self.subject.test), self.settings.seed, self.limit)
+        self.available = len(order)
         able = [probe for probe in self.probes if self._able(probe)]
         self.observer.started([probe.name for probe in able], len(order))
         why, lanes, clean = "", [], {}
         try:
-            clean = clean_predictions(self.subject, order, self.folder, self.clock.out, self.observer.predicted)
+            # Probes need predictions first, but a budget spent on these alone would answer nothing.
+            clean = clean_predictions(self.subject, order, self.folder, self.clock.past_half, self.observer.predicted)
             lanes = [self._lane(probe, len(clean["index"])) for probe in able]
             why = self._work(lanes, clean, run_calls, workers)
+            if not why and len(clean["index"]) < len(order):
+                why = (
+                    f"half the time budget of {self.clock.minutes:g} minutes was spent on the predictions of "
+                    f"{len(clean['index'])} of {len(order)} examples"
+                )
         except KeyboardInterrupt:
             if not clean:
                 raise
@@ -332,11 +343,12 @@ class _Audit:
         for finding in section.findings:
             if not math.isfinite(finding.estimate.value):
                 raise InputError(f"{finding.key} is {finding.estimate.value}; a finding must be a finite number")
+        complete = lane.done and (lane.examined < lane.total or lane.total == self.available)
         sections[lane.probe.name] = replace(
             section,
-            status="complete" if lane.done else "partial",
+            status="complete" if complete else "partial",
             examined=lane.examined,
-            available=lane.total,
+            available=self.available,
             seconds=round(lane.seconds, 3),
         )
 

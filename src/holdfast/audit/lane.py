@@ -99,10 +99,17 @@ class Lane:
         self.seconds += time.perf_counter() - began
 
     def restore(self, clean: Mapping[str, np.ndarray]) -> None:
-        """Take up the shards an earlier process finished, up to the first gap."""
+        """Take up the shards an earlier process finished, up to the first gap.
+
+        A shard about other examples than now is a gap: the last one of a run that knew fewer predictions is short.
+        """
         present = set(shards_present(self.folder, self.probe.name))
         while not self.done and self.next_shard in present and self.next_shard < self.shards:
-            self._take(self.next_shard, read_shard(self.folder, self.probe.name, self.next_shard), clean)
+            columns = read_shard(self.folder, self.probe.name, self.next_shard)
+            start, stop = shard_bounds(self.next_shard, self.probe.shard_size, self.total)
+            if not np.array_equal(columns["index"], clean["index"][start:stop]):
+                break
+            self._take(self.next_shard, columns, clean)
 
     def pending(self, count: int) -> list[int]:
         """The next `count` shards to examine."""
