@@ -57,7 +57,7 @@ def mean_of(values: np.ndarray, level: float = 0.95) -> Estimate:
 
 
 def percent(estimate: Estimate) -> str:
-    return f"{100 * estimate.value:.1f} % (between {100 * estimate.low:.1f} and {100 * estimate.high:.1f} %)"
+    return f"{100 * estimate.value:.1f}% (between {100 * estimate.low:.1f} and {100 * estimate.high:.1f}%)"
 
 
 def build_run(
@@ -175,7 +175,7 @@ def accuracy_section(correct, labels, prediction, names):
             Finding("accuracy", "worst_class", per_class[worst], f"On {names[worst]} it is right {percent(per_class[worst])} of the time."),
         ),
         (
-            Bars("Accuracy of every class", "accuracy", names, per_class, "Lines are 95 % intervals.", overall.value, (0.0, 1.0)),
+            Bars("Accuracy of every class", "accuracy", names, per_class, "Lines are 95% intervals.", overall.value, (0.0, 1.0)),
             Heatmap("Where the mistakes go", names, names,
                     tuple(tuple(float(v) for v in row) for row in confusion / confusion.sum(1, keepdims=True)),
                     "Rows are the truth, columns what the model said.", "share of the row", (0.0, 1.0), False),
@@ -195,7 +195,7 @@ def calibration_section(rng, count):
     ece = Estimate(0.071, 0.048, 0.093, n=count, method="bootstrap")
     return Section(
         "calibration",
-        "When it says 90 %, is it right 90 % of the time?",
+        "When it says 90%, is it right 90% of the time?",
         f"It is too sure of itself: on average its confidence and its accuracy differ by {percent(ece)}.",
         (
             Finding("calibration", "ece", ece, f"Confidence is off by {percent(ece)}.", direction="lower is better",
@@ -246,7 +246,7 @@ def adversarial_section(robust, correct, index, names):
         (
             Curve("Accuracy against the size of the perturbation", "radius (L∞)", "accuracy",
                   (Series("APGD, worst case", tuple(radius), tuple(curve), tuple(np.maximum(curve - 0.04, 0)), tuple(curve + 0.02)),),
-                  "The band is the 95 % interval.", y_limits=(0.0, 1.0)),
+                  "The band is the 95% interval.", y_limits=(0.0, 1.0)),
             Gallery("The smallest changes that fooled it", pictures, "Before and after; the label is truth → answer."),
         ),
         (Doubt("radius too large to tell", "At radius 0.2 nearly every example falls, so the last points say little.",
@@ -319,7 +319,7 @@ def labels_section(names):
         (Gallery("Most suspicious labels", images), Gallery("The same as rows", rows, "Typical is the median."),
          Table("Ranked", ("example", "given", "guessed", "confidence"),
                tuple((k, names[k % 10], names[(k + 1) % 10], 0.99 - 0.01 * k) for k in range(30)))),
-        (Doubt("weak guide", "The model is wrong on 5 % of the data itself, so some of these are its own mistakes.", ("labels.wrong",)),),
+        (Doubt("weak guide", "The model is wrong on 5% of the data itself, so some of these are its own mistakes.", ("labels.wrong",)),),
         method="Confident learning.", advice="Look at the first twenty.", examined=600, available=600,
     )  # fmt: skip
 

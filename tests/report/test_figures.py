@@ -45,7 +45,7 @@ def test_bars_show_their_numbers_and_their_names():
     assert "<b>&\"'" in texts
     assert "$\\frac{" in texts
     assert "x" in texts
-    assert sum(bool(re.fullmatch(r"\d+\.\d %", text or "")) for text in texts) == len(NASTY)
+    assert sum(bool(re.fullmatch(r"\d+\.\d%", text or "")) for text in texts) == len(NASTY)
     assert not any("n" * 60 in (text or "") for text in texts)
     assert drawing.note == ""
 

@@ -43,7 +43,7 @@ def test_markdown_tables_are_rectangular_whatever_the_names(hostile_run):
     assert "<script>" not in text
     assert "](javascript" not in text.replace("\\]", "")
     assert "\u202e" not in text
-    assert "**It falls:** inputs perturbed on purpose (right on 11.8 %" in text
+    assert "**It falls:** inputs perturbed on purpose (right on 11.8%" in text
     assert "`holdfast harden --remedy temperature`" in text
 
 

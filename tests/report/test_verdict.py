@@ -33,7 +33,7 @@ def word(*sections, doubts=()):
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
-        (0.72, 0.90, "Holds"),  # 90 % of 0.8
+        (0.72, 0.90, "Holds"),  # 90% of 0.8
         (0.7199, 0.90, "Wavers"),
         (0.41, 0.71, "Wavers"),
         (0.39, 0.71, "Wavers"),
@@ -108,4 +108,4 @@ def test_at_most_four_lines_gather_every_verdict_but_the_clean_one():
     lines = first_screen(judge(record(*sections)))
     assert [line.lead for line in lines] == ["It holds", "It wavers", "It falls", "Nobody can say yet"]
     assert sorted(v.probe for line in lines for v in line.verdicts) == sorted(s.probe for s in sections[1:])
-    assert "90 % and 50 %" in " ".join(rules_in_words())
+    assert "90% and 50%" in " ".join(rules_in_words())

@@ -108,5 +108,5 @@ def _recommendations(record: RunRecord) -> str:
 
 def _results(record: RunRecord) -> str:
     rows = [(f.key, estimate_text(f.estimate, f.unit), f.direction, f.sentence) for f in record.findings]
-    note = f"Intervals have level {100 * record.level:g} %."
+    note = f"Intervals have level {100 * record.level:g}%."
     return f"{table(('finding', 'value', 'direction', 'in words'), rows)}\n\n{note}"

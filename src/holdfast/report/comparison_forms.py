@@ -19,12 +19,12 @@ MOST_POSITIONS = 20
 
 
 def signed(estimate: Estimate, unit: str) -> str:
-    """A difference with its sign and interval: "+1.2 % [0.4 – 2.0 %]" (shares in percentage points)."""
+    """A difference with its sign and interval: "+1.2 pp [0.4 – 2.0 pp]" (shares in percentage points)."""
     sign = "" if estimate.value < 0 else "+"
     shown = f"{sign}{value_text(estimate, unit)}"
     between = interval_text(estimate, unit)
     if is_share(unit):
-        shown, between = shown.replace(" %", " pp"), between.replace(" %", " pp")
+        shown, between = shown.replace("%", " pp"), between.replace("%", " pp")
     return f"{shown} [{between}]" if between else shown
 
 

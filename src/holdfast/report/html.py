@@ -44,7 +44,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "manifest": record.manifest,
         "subject": record.subject,
         "created": _date(record.manifest["created"]),
-        "level": f"{100 * record.level:g} %",
+        "level": f"{100 * record.level:g}%",
         "clean": clean_verdict(record),
         "lines": first_screen(verdicts),
         "strip": _strip(record, verdicts),
@@ -70,7 +70,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "facts": facts(record),
         "command": make_again(record),
         "closing": (
-            f"Every interval is meant to cover the truth with probability {100 * record.level:g} %; those of averages "
+            f"Every interval is meant to cover the truth with probability {100 * record.level:g}%; those of averages "
             "over examples stay valid however early the audit was stopped. This page was made from the run folder "
             "alone; findings.json there holds every number on it."
         ),
@@ -142,7 +142,7 @@ def _strip(record: RunRecord, verdicts: Sequence[Verdict]) -> dict[str, Any] | N
     return {
         "rows": [_strip_row(verdict) for verdict in rows],
         "ticks": [f"{100 * share * value:.1f}" for share in RETAINED],
-        "words": f"{100 * RETAINED[0]:.0f} % and {100 * RETAINED[1]:.0f} % of the clean accuracy",
+        "words": f"{100 * RETAINED[0]:.0f}% and {100 * RETAINED[1]:.0f}% of the clean accuracy",
     }
 
 
@@ -192,7 +192,7 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
         ("classes", f"{subject['classes']}: {names}{more}"),
         ("threat", settings.get("threat") or "none chosen"),
         ("seed", str(settings.get("seed", 0))),
-        ("intervals", f"{100 * record.level:g} %"),
+        ("intervals", f"{100 * record.level:g}%"),
         ("fingerprint", str(subject["fingerprint"])),
         ("status", str(record.manifest["status"])),
         ("made", f"{record.manifest['created']}, in {duration_text(float(record.manifest.get('seconds', 0.0)))}"),

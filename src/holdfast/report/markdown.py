@@ -140,7 +140,7 @@ def _numbers(exhibit: Exhibit) -> tuple[Sequence[str], list[Sequence[str]]]:
             ]
         case Reliability(confidence=confidence, accuracy=accuracy, counts=counts):
             return ("says", "is right", "examples"), [
-                (f"{100 * says:.1f} %", cell_text(right, True), plain_number(count))
+                (f"{100 * says:.1f}%", cell_text(right, True), plain_number(count))
                 for says, right, count in zip(confidence, accuracy, counts)
             ]
         case Gallery(pictures=pictures):

@@ -44,9 +44,9 @@ def is_share(unit: str) -> bool:
 
 
 def bare_text(estimate: Estimate, unit: str = "share") -> str:
-    """The point value without the words of its unit: "94.1 %", "2.31"."""
+    """The point value without the words of its unit: "94.1%", "2.31"."""
     if is_share(unit):
-        return f"{_fixed(100 * estimate.value, _share_places(estimate))} %"
+        return f"{_fixed(100 * estimate.value, _share_places(estimate))}%"
     return plain_number(estimate.value) if estimate.width == 0 else _fixed(estimate.value, decimals(estimate.width))
 
 
@@ -56,18 +56,18 @@ def unit_text(unit: str) -> str:
 
 
 def value_text(estimate: Estimate, unit: str = "share") -> str:
-    """The point value with its unit: "94.1 %", "2.31 classes"."""
+    """The point value with its unit: "94.1%", "2.31 classes"."""
     return f"{bare_text(estimate, unit)} {unit_text(unit)}".rstrip()
 
 
 def interval_text(estimate: Estimate, unit: str = "share") -> str:
-    """The interval: "93.0 – 95.0 %", "−0.2 to 0.4"; empty when the number is exact."""
+    """The interval: "93.0 – 95.0%", "−0.2 to 0.4"; empty when the number is exact."""
     if estimate.width == 0:
         return ""
     joint = DASH if estimate.low >= 0 else "to"
     if is_share(unit):
         places = _share_places(estimate)
-        return f"{_fixed(100 * estimate.low, places)} {joint} {_fixed(100 * estimate.high, places)} %"
+        return f"{_fixed(100 * estimate.low, places)} {joint} {_fixed(100 * estimate.high, places)}%"
     places = decimals(estimate.width)
     return f"{_fixed(estimate.low, places)} {joint} {_fixed(estimate.high, places)}"
 
@@ -79,7 +79,7 @@ def _share_places(estimate: Estimate) -> int:
 
 
 def estimate_text(estimate: Estimate, unit: str = "share") -> str:
-    """Value and interval in one line: "94.1 % [93.0 – 95.0 %]"."""
+    """Value and interval in one line: "94.1% [93.0 – 95.0%]"."""
     interval = interval_text(estimate, unit)
     return f"{value_text(estimate, unit)} [{interval}]" if interval else value_text(estimate, unit)
 

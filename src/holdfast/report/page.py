@@ -145,7 +145,7 @@ def cell_text(value: Cell, share: bool = False) -> str:
     if isinstance(value, Estimate):
         return estimate_text(value, _cell_unit(value, share))
     if isinstance(value, float):
-        return f"{100 * value:.1f} %" if share and 0 <= value <= 1 else plain_number(value)
+        return f"{100 * value:.1f}%" if share and 0 <= value <= 1 else plain_number(value)
     return plain_number(value) if isinstance(value, int) else value
 
 

@@ -50,7 +50,7 @@ LEVELS = {
     "labels": Lines(0.02, 0.10, False, "share of test labels that are probably wrong"),
     "leakage": Lines(0.01, 0.05, False, "share of test examples that have a twin"),
     "ood": Lines(0.90, 0.70, True, "chance that a foreign input scores as stranger than a familiar one"),
-    "conformal": Lines(0.87, 0.80, True, "share of prediction sets that contain the truth, 90 % promised"),
+    "conformal": Lines(0.87, 0.80, True, "share of prediction sets that contain the truth, 90% promised"),
     "disparity": Lines(0.10, 0.25, False, "gap between the best and the worst served group"),
 }
 
@@ -159,15 +159,15 @@ def _apply(probe: str, finding: Finding, clean: Finding | None, classes: int) ->
     if probe in AGAINST_CLEAN and finding.direction == "higher is better" and clean is not None:
         holds, falls = (share * clean.estimate.value for share in RETAINED)
         rule = (
-            f"holds at or above {100 * holds:.1f} %, falls below {100 * falls:.1f} % "
-            f"({100 * RETAINED[0]:.0f} % and {100 * RETAINED[1]:.0f} % of the clean accuracy)"
+            f"holds at or above {100 * holds:.1f}%, falls below {100 * falls:.1f}% "
+            f"({100 * RETAINED[0]:.0f}% and {100 * RETAINED[1]:.0f}% of the clean accuracy)"
         )
         word = _between(finding.estimate, holds, falls, higher=True)
         return ("Not proven" if probe in PROOFS and word != "Holds" else word), rule
     lines = LEVELS.get(probe)
     if lines is not None and finding.direction == ("higher is better" if lines.higher else "lower is better"):
         sides = ("at or above", "below") if lines.higher else ("at or below", "above")
-        levels = f"holds {sides[0]} {100 * lines.holds:.0f} %, falls {sides[1]} {100 * lines.falls:.0f} %"
+        levels = f"holds {sides[0]} {100 * lines.holds:.0f}%, falls {sides[1]} {100 * lines.falls:.0f}%"
         rule = f"{levels} ({lines.meaning})"
         return _between(finding.estimate, lines.holds, lines.falls, lines.higher), rule
     return "Measured", "no rule judges this number"
@@ -176,7 +176,7 @@ def _apply(probe: str, finding: Finding, clean: Finding | None, classes: int) ->
 def _against_guessing(estimate: Estimate, classes: int) -> tuple[Word, str]:
     """Accuracy has no perturbation to be compared with; it only falls when it cannot be told from guessing."""
     chance = 1 / max(classes, 1)
-    rule = f"falls when its interval reaches guessing among {classes} classes ({100 * chance:.1f} %)"
+    rule = f"falls when its interval reaches guessing among {classes} classes ({100 * chance:.1f}%)"
     return ("Falls" if estimate.low <= chance else "Measured"), rule
 
 
@@ -219,10 +219,10 @@ def rules_in_words() -> tuple[str, ...]:
     """The rules, for the page on which they are used."""
     names = ", ".join(f"“{TOPICS[probe][0]}”" for probe in AGAINST_CLEAN)
     levels = "; ".join(
-        f"“{TOPICS[probe][0]}”: {100 * lines.holds:.0f} % and {100 * lines.falls:.0f} % ({lines.meaning})"
+        f"“{TOPICS[probe][0]}”: {100 * lines.holds:.0f}% and {100 * lines.falls:.0f}% ({lines.meaning})"
         for probe, lines in LEVELS.items()
     )
-    shares = f"{100 * RETAINED[0]:.0f} % and {100 * RETAINED[1]:.0f} %"
+    shares = f"{100 * RETAINED[0]:.0f}% and {100 * RETAINED[1]:.0f}%"
     return (
         "A verdict compares a whole interval, never a single number, with two lines. Holds: all of the interval is on "
         "the good side of the first line. Falls: all of it is on the bad side of the second. Undecided: it reaches "
