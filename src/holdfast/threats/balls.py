@@ -215,7 +215,7 @@ class L2(Threat):
         return L2(radius)
 
     def describe(self) -> str:
-        return f"moved by at most {number(self.radius)} in Euclidean distance"
+        return f"the whole input moved by at most {number(self.radius)} in Euclidean distance"
 
     def norm(self, delta: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
         size: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
@@ -279,7 +279,7 @@ class L1(Threat):
         return L1(radius)
 
     def describe(self) -> str:
-        return f"moved by at most {number(self.radius)} in all, summed over values"
+        return f"the values moved by at most {number(self.radius)} in all"
 
     def norm(self, delta: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
         return delta.flatten(1).abs().sum(1)

@@ -158,7 +158,7 @@ class Translation(Threat):
         return Translation(max(1, math.floor(radius + 0.5)), self.edge)
 
     def describe(self) -> str:
-        return f"moved by up to {self.pixels} pixel{'s' if self.pixels > 1 else ''} in each direction"
+        return f"the picture moved by up to {self.pixels} pixel{'s' if self.pixels > 1 else ''} in each direction"
 
     def norm(self, delta: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
         """Euclidean size of the change; what is admissible is decided by `contains`."""
