@@ -1,7 +1,7 @@
 """Whether everyone is served alike: the gap in accuracy between groups, on clean inputs and under attack.
 
 Groups are those the data names (`Data.groups`), the classes otherwise.  Per example: whether it is right, and, when
-gradients and a threat are there, whether it is still right after a short gradient attack (10 steps of PGD).  The attack
+gradients are there, whether it is still right after a short gradient attack (10 steps of PGD).  The attack
 is weak on purpose and the same for every group: it compares groups, `adversarial` measures how robust the model is.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from holdfast.audit.probe import Batch, Evidence, Needs, Rows, Settings
+from holdfast.audit.probes.attack_plan import default_threat
 from holdfast.audit.subgroups import Shares, shares
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.estimate import Estimate
@@ -29,7 +30,8 @@ FEW = 30
 
 @dataclass(frozen=True)
 class State:
-    """The threat of the attack (None: clean only, `why` says why), what the groups are and how many there are."""
+    """The threat of the attack (None: clean only), what the groups are and how many there are.  `why` says why there is
+    no attack, or how its threat was chosen."""
 
     threat: Threat | None
     why: str
@@ -105,25 +107,23 @@ class DisparityProbe:
 
 
 def _attackable(subject: Subject, settings: Settings) -> tuple[Threat | None, str]:
-    if settings.threat is None:
-        return None, "no threat was chosen"
     if subject.access < Access.GRADIENTS:
         return None, "the model gives no gradients"
-    inputs, labels = subject.test.take(np.arange(1))
-    x, y = subject.tensor(inputs), torch.as_tensor(labels, device=subject.device)
+    threat, words = (settings.threat, "") if settings.threat is not None else default_threat(subject)
+    # The steps of the attack one by one: on an example that is wrong already the attack itself would ask for none.
+    x = subject.tensor(subject.test.take(np.arange(1))[0])
     try:
-        PGD(settings.threat, steps=1)(
-            subject.model, x, y, valid=subject.valid, generator=torch.Generator().manual_seed(settings.seed)
-        )
+        threat.stride(subject.valid)
+        threat.project(x + threat.steepest(torch.ones_like(x)), x, subject.valid)
     except UnsupportedError as error:
         return None, f"the attack does not cover this threat ({error})"
-    return settings.threat, ""
+    return threat, words
 
 
 def _how(state: State) -> str:
     if state.threat is None:
         return f"Not attacked: {state.why}."
-    return f"Attack: {STEPS} steps of projected gradient ascent, {state.threat.describe()}."
+    return f"Attack: {STEPS} steps of projected gradient ascent, {state.threat.describe()}. {state.why}".rstrip()
 
 
 def _shares(state: State, evidence: Evidence, column: str, settings: Settings) -> Shares:
@@ -143,13 +143,18 @@ def _findings(probe: str, subject: Subject, state: State, side: str, found: Shar
     worst, best = (_name(subject, state, found.groups[k]) for k in (found.worst, found.best))
     gap, low = found.gap, found.worst_share
     sure = "" if gap.low > 0 else ", which may still be chance"
+    compared = f"{where} it is right on {low.value:.1%} of every {state.kind} seen."
+    if gap.value > 0:
+        compared = (
+            f"{where} it is right on {found.estimates[found.best].value:.1%} of {best} and on {low.value:.1%} of "
+            f"{worst}: a gap of {100 * gap.value:.1f} points{sure}."
+        )
     return [
         Finding(
             probe,
             f"gap{suffix}",
             gap,
-            f"{where} it is right on {found.estimates[found.best].value:.1%} of {best} and on {low.value:.1%} of "
-            f"{worst}: a gap of {100 * gap.value:.0f} points{sure}.",
+            compared,
             direction="lower is better",
             headline=side == "clean",
         ),
