@@ -1,4 +1,4 @@
-"""Prediction sets: how many classes one must name to hold the truth with 90 %, and whether the promise is kept.
+"""Prediction sets: how many classes one must name to hold the truth with 90%, and whether the promise is kept.
 
 A random part of the test data calibrates the thresholds (`prepare`), the rest is evaluated: per example whether its set
 holds the truth and how many classes the set has, for one threshold for all (LAC: smallest sets) and for one per class.
@@ -94,7 +94,7 @@ class ConformalProbe:
         worst = int(one.by_class.groups[one.by_class.worst])
         sentence = (
             f"Sets of {one.size.value:.2f} classes on average hold the truth for {one.coverage.value:.1%} of examples "
-            f"(at least 90 % was promised)."
+            f"(at least 90% was promised)."
         )
         worst_sentence = (
             f"For examples of {_name(subject, worst)} the sets hold the truth {one.worst.value:.1%} of the time."
@@ -168,7 +168,8 @@ def _side(
     state: State, evidence: Evidence, fresh: np.ndarray, labels: np.ndarray, settings: Settings, suffix: str
 ) -> _Side:
     covered = evidence[f"covered{suffix}"][fresh] > 0
-    size = anytime_mean(evidence[f"size{suffix}"][fresh], level=settings.level, bounds=(0.0, float(state.classes)))
+    # The likeliest class is always kept, so no set is smaller than one.
+    size = anytime_mean(evidence[f"size{suffix}"][fresh], level=settings.level, bounds=(1.0, float(state.classes)))
     by_class = shares(covered, labels, settings.level, of=state.classes)
     return _Side(anytime_mean(covered, level=settings.level), size, by_class, by_class.worst_share)
 
@@ -179,7 +180,7 @@ def _name(subject: Subject, label: int) -> str:
 
 def _exhibits(subject: Subject, evidence: Evidence, fresh: np.ndarray, one: _Side, each: _Side) -> list[Exhibit]:
     most = int(max(evidence["size"][fresh].max(), evidence["size_classwise"][fresh].max()))
-    edges = np.arange(most + 2) - 0.5
+    edges = np.arange(1, most + 2) - 0.5
     counts = {
         name: tuple(float(n) for n in np.histogram(evidence[f"size{suffix}"][fresh], edges)[0])
         for name, suffix in (("one threshold", MARGINAL), ("one per class", CLASSWISE))
@@ -187,7 +188,7 @@ def _exhibits(subject: Subject, evidence: Evidence, fresh: np.ndarray, one: _Sid
     order = sorted(range(len(one.by_class.groups)), key=lambda k: one.by_class.estimates[k].value)[:SHOWN_CLASSES]
     return [
         Table(
-            "Sets that promise 90 %",
+            "Sets that promise 90%",
             ("calibration", "coverage", "worst class", "mean size"),
             (
                 ("one threshold", one.coverage, one.worst, one.size),
@@ -213,7 +214,7 @@ def _doubts(subject: Subject, state: State, by_class: Shares) -> list[Doubt]:
         doubts.append(
             Doubt(
                 "too few examples to calibrate",
-                f"{len(state.calibration)} examples cannot support a promise of 90 %, so every set holds every class.",
+                f"{len(state.calibration)} examples cannot support a promise of 90%, so every set holds every class.",
                 ("conformal.coverage", "conformal.set_size"),
                 "Bring at least 18 test examples, better 1,000.",
             )
