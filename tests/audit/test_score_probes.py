@@ -20,6 +20,7 @@ from holdfast.core.finding import Section
 from holdfast.subject.data import ArrayInputs, Data
 from holdfast.subject.subject import Access, Subject
 from holdfast.threats.balls import Linf
+from holdfast.threats.places import Translation
 
 SETTINGS = Settings(seed=3)
 NAMES = ("ant", "bee", "cat")
@@ -112,6 +113,23 @@ def test_calibrated_model_is_cleared_and_a_sharpened_one_is_caught():
     assert "2.4" in section.advice or "2.5" in section.advice or "2.6" in section.advice
 
 
+def test_binned_error_is_never_below_a_gap_that_is_certain():
+    """Confidence that varies little hides in debiased bins: 100 examples, all too modest by the same amount."""
+    section, _, _ = concluded(CalibrationProbe(), subject(150, temperature=6.0))
+    gap = found(section, "gap").estimate
+    assert gap.low > 0
+    for name in ("ece", "ece_equal_width"):
+        error = found(section, name).estimate
+        assert error.low >= gap.low
+        assert error.low <= error.value <= error.high
+        assert error.value >= gap.value
+
+
+def test_a_handful_of_examples_does_not_fit_as_far_as_can_be_told():
+    section, _, _ = concluded(CalibrationProbe(), subject(5))
+    assert "Too few examples" in section.answer
+
+
 def test_modest_model_is_called_modest():
     section, _, _ = concluded(CalibrationProbe(), subject(3000, temperature=3.0))
     assert "too modest" in section.answer
@@ -134,6 +152,8 @@ def test_conformal_keeps_its_promise_on_examples_that_did_not_calibrate():
     assert size.value == pytest.approx(evidence["size"][fresh].mean())
     assert 1 <= size.low < size.high < 3
     assert np.nanmin(evidence["size"]) == 1
+    handful, _, _ = concluded(ConformalProbe(), subject(60, temperature=0.2))
+    assert found(handful, "set_size").estimate.low >= 1
 
 
 def test_conformal_says_when_nothing_fresh_was_seen():
@@ -164,8 +184,8 @@ def test_disparity_finds_the_group_that_is_served_worse():
     assert headline.value == pytest.approx(gap)
     assert headline.low > 0.2
     assert "old" in found(section, "worst").sentence
-    assert {finding.name for finding in section.findings} == {"gap", "worst"}
-    assert "no threat was chosen" in section.method
+    assert {finding.name for finding in section.findings} == {"gap", "worst", "gap_under_attack", "worst_under_attack"}
+    assert "the default was used" in section.method
 
 
 def test_disparity_under_attack_counts_examples_that_stay_right():
@@ -180,6 +200,29 @@ def test_disparity_under_attack_counts_examples_that_stay_right():
     clear = np.abs(margin - 0.6) > 0.05
     assert np.array_equal(evidence["held"][clear], (margin > 0.6)[clear])
     assert found(section, "worst_under_attack").estimate.value < found(section, "worst").estimate.value
+
+
+@pytest.mark.parametrize("right_first", [True, False])
+def test_disparity_of_a_threat_without_gradient_steps_stays_clean(right_first):
+    """Whatever the answer on the first example is: on one that is wrong an attack takes no step and cannot object."""
+    model = subject(300)
+    inputs, labels = model.test.take(np.arange(300))
+    if (inputs.argmax(axis=1) == labels)[0] != right_first:
+        labels = (labels + 1) % 3
+        model = dataclasses.replace(model, test=dataclasses.replace(model.test, labels=labels))
+    section, evidence, _ = concluded(DisparityProbe(), model, Settings(threat=Translation(1)))
+    assert "held" not in evidence.columns
+    assert "does not cover this threat" in section.method
+
+
+def test_classes_that_are_served_alike_have_no_worst_one():
+    model = subject(300)
+    right = dataclasses.replace(model.test, labels=model.test.take(np.arange(300))[0].argmax(axis=1))
+    model = dataclasses.replace(model, test=right)
+    for probe in (AccuracyProbe(), DisparityProbe()):
+        section, _, _ = concluded(probe, model)
+        assert "every class" in section.findings[1 if probe.name == "accuracy" else 0].sentence
+        assert "worst on" not in section.answer
 
 
 def test_disparity_without_gradients_stays_clean_and_says_why():

@@ -7,7 +7,7 @@ needs no bins, but errors of opposite signs cancel, so the binned errors and the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.special import softmax
@@ -27,6 +27,8 @@ from holdfast.inputs.calibration import (
 )
 from holdfast.subject.subject import Access, Subject
 
+#: Width of the interval of the balance beyond which it says nothing.
+UNKNOWN = 0.3
 BINS = 15
 DIAGRAM_BINS = 10
 FEW = 200
@@ -37,7 +39,7 @@ class CalibrationProbe:
     """See the module."""
 
     name: str = "calibration"
-    question: str = "When it says 90 %, is it right 90 % of the time?"
+    question: str = "When it says 90%, is it right 90% of the time?"
     perturbs: str = "nothing"
     needs: Needs = field(default_factory=lambda: Needs(access=Access.SCORES))
     shard_size: int = 1024
@@ -60,8 +62,12 @@ class CalibrationProbe:
         logits = evidence.clean["logits"].astype(np.float64)
         probabilities = softmax(logits, axis=1)
         balance = _balance(evidence, settings)
-        error = expected_calibration_error(labels, probabilities, BINS, level=settings.level)
-        by_width = expected_calibration_error(labels, probabilities, BINS, strategy="width", level=settings.level)
+        error, by_width = (
+            _at_least(
+                balance, expected_calibration_error(labels, probabilities, BINS, strategy=kind, level=settings.level)
+            )
+            for kind in ("mass", "width")
+        )
         one_hot = np.eye(probabilities.shape[1])[labels]
         brier = anytime_mean(((probabilities - one_hot) ** 2).sum(axis=1), level=settings.level, bounds=(0.0, 2.0))
         temperature = fit_temperature(logits, labels)
@@ -74,7 +80,7 @@ class CalibrationProbe:
                     self.name,
                     "gap",
                     _size(balance),
-                    f"On average its confidence and its accuracy are {_size(balance).value:.1%} apart.",
+                    f"On average its confidence and its accuracy are {100 * _size(balance).value:.1f} points apart.",
                     direction="lower is better",
                     remedies=("temperature",),
                     headline=True,
@@ -119,14 +125,31 @@ def _size(balance: Estimate) -> Estimate:
     return Estimate(abs(balance.value), low, max(ends), balance.level, balance.n, balance.method)
 
 
+def _at_least(balance: Estimate, error: Estimate) -> Estimate:
+    """`error` raised to |B| where the sign of B is known: sum_b w_b |B_b| >= |sum_b w_b B_b| = |B|, which a debiased
+    estimate can undercut.  (With the sign unknown |B| itself is too high, and `error` stays.)
+    """
+    size = _size(balance)
+    if size.low == 0:
+        return error
+    return replace(
+        error, value=max(error.value, size.value), low=max(error.low, size.low), high=max(error.high, size.value)
+    )
+
+
 def _verdict(balance: Estimate) -> str:
     if balance.low > 0:
-        return f"It is too modest: it is right {balance.value:.1%} more often than it says."
+        return f"It is too modest: it is right {100 * balance.value:.1f} points more often than it says."
     if balance.high < 0:
-        return f"It is too sure of itself: it is right {-balance.value:.1%} less often than it says."
+        return f"It is too sure of itself: it is right {-100 * balance.value:.1f} points less often than it says."
+    said = (
+        "Its average confidence fits its accuracy as far as can be told"
+        if balance.width <= UNKNOWN
+        else "Too few examples to tell whether its average confidence fits its accuracy"
+    )
     return (
-        f"Its average confidence fits its accuracy as far as can be told (difference {balance.value:+.1%}, between "
-        f"{balance.low:+.1%} and {balance.high:+.1%})."
+        f"{said} (difference {100 * balance.value:+.1f} points, "
+        f"between {100 * balance.low:+.1f} and {100 * balance.high:+.1f})."
     )
 
 
