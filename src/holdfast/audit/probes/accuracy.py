@@ -56,27 +56,38 @@ class AccuracyProbe:
             f"{accuracy.high:.1%})."
         )
         worst_share = by_class.worst_share
+        differ = by_class.gap.value > 0
+        said = f" It does worst on {worst}: {worst_share.value:.1%}." if differ else ""
+        if differ:
+            worst_sentence = f"Of its classes it does worst on {worst}, where it is right on {worst_share.value:.1%}."
+        else:
+            worst_sentence = f"It is right on {worst_share.value:.1%} of every class that was seen."
         return Section(
             probe=self.name,
             question=self.question,
-            answer=f"{answer} It does worst on {worst}: {worst_share.value:.1%}.",
+            answer=f"{answer}{said}",
             findings=(
                 Finding(self.name, "accuracy", accuracy, answer, headline=True, column="correct"),
                 Finding(
                     self.name,
                     "worst_class",
                     worst_share,
-                    f"Of its classes it does worst on {worst}, where it is right on {worst_share.value:.1%}.",
+                    worst_sentence,
                 ),
             ),
             exhibits=tuple(_exhibits(subject, evidence, by_class, accuracy)),
             doubts=tuple(_doubts(subject, labels, by_class, accuracy)),
             method="The most likely class against the label, examples in random order. Intervals hold at every look "
             "and speak of fresh examples of the same kind; those of the classes hold for all classes together.",
-            advice=f"Collect more examples of {worst}, and look at the pairs it confuses." if not correct.all() else "",
+            advice=_advice(worst, differ) if not correct.all() else "",
             examined=len(evidence),
             available=len(subject.test),
         )
+
+
+def _advice(worst: str, differ: bool) -> str:
+    begin = f"Collect more examples of {worst}, and look" if differ else "Look"
+    return f"{begin} at the pairs it confuses."
 
 
 def _name(subject: Subject, label: int) -> str:
