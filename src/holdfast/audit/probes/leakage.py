@@ -108,6 +108,10 @@ class LeakageProbe:
         )
 
 
+def _copies(count: int) -> str:
+    return "copy" if count == 1 else "copies"
+
+
 def _lead(state: State) -> str:
     return "test" if state.train is None else "train"
 
@@ -141,13 +145,13 @@ def _train_findings(probe: str, state: State, evidence: Evidence, settings: Sett
     exact, near = int((kind == EXACT).sum()), int((kind == NEAR).sum())
     if leaked.value == 0:
         sentence = (
-            f"None of the {len(evidence)} test examples looked at has a copy or near-duplicate in the training data "
-            f"(at most {leaked.high:.1%} of all {state.examples} do)."
+            f"None of the {len(evidence)} test examples looked at has a copy or near-duplicate in the training data"
+            + (f" (at most {leaked.high:.1%} of all {state.examples} do)." if len(evidence) < state.examples else ".")
         )
         return [Finding(probe, "train_share", leaked, sentence, direction="lower is better", headline=True)]
     sentence = (
-        f"{leaked.value:.1%} of the test examples are in the training data ({exact} exact copies and {near} "
-        f"near-duplicates of {len(evidence)})."
+        f"{leaked.value:.1%} of the test examples are in the training data ({exact} exact {_copies(exact)} and {near} "
+        f"near-duplicate{'' if near == 1 else 's'} among {len(evidence)})."
     )
     findings = [Finding(probe, "train_share", leaked, sentence, direction="lower is better", headline=True)]
     if exact + near < len(evidence):
