@@ -65,14 +65,17 @@ def _prepare(module: nn.Module) -> list[Doubt]:
             )
     doubts = []
     training = [
-        name or type(part).__name__ for name, part in module.named_modules() if part.training and _acts_apart(part)
+        f"{type(part).__name__} '{name}'" if name else type(part).__name__
+        for name, part in module.named_modules()
+        if part.training and _acts_apart(part)
     ]
     if training:
         shown = ", ".join(training[:3]) + (", ..." if len(training) > 3 else "")
+        verb = "was" if len(training) == 1 else "were"
         doubts.append(
             Doubt(
                 "evaluation mode",
-                f"The model came in training mode; {shown} were put in evaluation mode for this audit.",
+                f"The model came in training mode; {shown} {verb} put in evaluation mode for this audit.",
             )
         )
     module.eval()

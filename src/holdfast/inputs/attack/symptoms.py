@@ -82,8 +82,8 @@ def black_box_beats(extra: int, examples: int) -> Doubt | None:
         return None
     return Doubt(
         "black-box attack beats white-box",
-        f"An attack that sees only scores broke {extra} of {examples} examples that survived every gradient attack; "
-        "seeing more should never break less, so gradients are masked.",
+        f"An attack that sees only scores broke {extra} of the {examples} examples although every gradient attack had "
+        "failed on them; seeing more should never break less, so gradients are masked.",
         TOUCHES,
         "These examples count as broken, but others may be hidden too: look for what blocks gradients.",
     )
