@@ -30,7 +30,10 @@ def test_planted_errors_are_found_counted_and_shown(digits, tmp_path):
     run = audit(subject, out=tmp_path, probes=["labels"])
     share = run.finding("labels.wrong_share").estimate
     planted = len(FLIPPED) / len(subject.test)
-    assert share.low <= planted <= share.high
+    assert share.value == pytest.approx(planted, abs=0.01)
+    assert share.low == share.value == share.high  # all labels of this test set were looked at
+    part = audit(subject, out=tmp_path / "part", probes=["labels"], limit=200).finding("labels.wrong_share").estimate
+    assert part.low < share.value < part.high
     gallery = next(e for e in run.sections[0].exhibits if isinstance(e, Gallery) and "test" in e.title)
     shown = {int(picture.text.split()[-1]) for picture in gallery.pictures[:15]}
     assert shown <= set(FLIPPED.tolist())

@@ -2,9 +2,10 @@
 
 Confident learning (`holdfast.labels.confident`): with thresholds t_j, the mean probability of class j among the
 examples given label j, an example is suspicious when the model is confident (p_j >= t_j) of a class j other than the
-given one and does not put the given one first.  The thresholds are fixed before the first example is examined, so
-being suspicious is a property of one example, and the share of suspicious labels has an anytime-valid interval.  The
-test set was not trained on, so the model's own probabilities are out of sample there.
+given one and does not put the given one first.  The thresholds come from this test set and are fixed before the first
+example is examined; given the test set, being suspicious is then a property of one example, and examples come in random
+order, so the share of *its* labels that are suspicious has an anytime-valid interval, which closes when all were seen.
+The test set was not trained on, so the model's own probabilities are out of sample there.
 
 Training labels, where there are any, are judged by logistic regression on what enters the model's last linear layer (on
 the inputs or the logits, when it has none), cross-validated over a sample: labels the model has memorised look right to
@@ -56,10 +57,15 @@ class TrainLabels:
 
 @dataclass(frozen=True)
 class State:
-    """Thresholds (classes,) fixed beforehand, and the training labels' part."""
+    """Thresholds (classes,) fixed beforehand, the size of the test set, and the training labels' part."""
 
     thresholds: np.ndarray
+    examples: int
     train: TrainLabels | None = None
+
+    def share(self, suspicious: np.ndarray, level: float) -> Estimate:
+        """Share of the test set's labels that are suspicious, from the marks (n,) of the examples seen so far."""
+        return anytime_mean(suspicious, level=level, population=self.examples)
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class LabelsProbe:
         inputs, labels = subject.test.take(positions)
         probabilities = softmax(subject.logits(subject.tensor(inputs)).double().cpu().numpy(), axis=1)
         thresholds = class_thresholds(labels, self_confidence(labels, probabilities), probabilities.shape[1])
-        return State(np.asarray(thresholds, dtype=np.float64), _train_labels(subject, settings))
+        return State(np.asarray(thresholds, dtype=np.float64), len(subject.test), _train_labels(subject, settings))
 
     def examine(self, subject: Subject, state: State, batch: Batch) -> Rows:
         """Columns: `confident` (n,) the class the model is confident of (-1: none), `suspicious` (n,) bool."""
@@ -91,14 +97,14 @@ class LabelsProbe:
 
     def headline(self, state: State, evidence: Evidence, settings: Settings) -> Estimate | None:
         """Share of suspicious labels."""
-        return anytime_mean(evidence["suspicious"], level=settings.level)
+        return state.share(evidence["suspicious"], settings.level)
 
     def conclude(self, subject: Subject, state: State, evidence: Evidence, settings: Settings) -> Section:
         """The share, who is confused with whom, and the most suspicious examples."""
         labels, probabilities = evidence.clean["label"], softmax(evidence.clean["logits"].astype(np.float64), axis=1)
         suspicious = evidence["suspicious"]
         issues = find_label_issues(labels, probabilities, "both", "normalised-margin")
-        share = anytime_mean(suspicious, level=settings.level)
+        share = state.share(suspicious, settings.level)
         sentence = (
             f"An estimated {share.value:.1%} of the test labels look wrong ({int(suspicious.sum())} of "
             f"{len(evidence)}): the model confidently gives another answer."
@@ -120,8 +126,8 @@ class LabelsProbe:
             exhibits=tuple(exhibits),
             doubts=tuple(_doubts(self.name, evidence, probabilities)),
             method="Confident learning (Northcutt et al., 2021) with the model's own probabilities, which are out of "
-            "sample on data it was not trained on. The interval is about sampling only: whether a flagged label is "
-            "wrong takes a person to say.",
+            "sample on data it was not trained on. The interval is about this test set's labels not yet "
+            "examined and closes with the last: whether a flagged label is wrong takes a person to say.",
             advice="Look at the examples shown, correct what is wrong, and measure accuracy again: with wrong labels "
             "the better model can have the lower score.",
             examined=len(evidence),
