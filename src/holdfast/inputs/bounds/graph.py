@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import operator as python_operator
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -159,7 +160,8 @@ def _capture(model: nn.Module, example: Tensor) -> tuple[Graph | None, list[str]
     if noisy:
         return None, [f"{', '.join(noisy)} in training mode; call model.eval()"]
     one = example[:1].detach()
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the tracer's own, about its internals
         try:
             program = torch.export.export(model, (one,), strict=False).run_decompositions({})
         except Exception as error:  # noqa: BLE001 - whatever the tracer's reason, the caller is told it

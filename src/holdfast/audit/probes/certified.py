@@ -1,0 +1,355 @@
+"""For how many inputs can it be proven that no admissible change moves the answer?
+
+Where the model's operators can be read, its outputs are bounded over the whole threat set (intervals, and backward
+linear bounds, in float64 with rounding accounted for).  An example counts when the bounds show that its right label
+wins everywhere.  What is not proven may still hold: the certified accuracy is a lower bound of the true worst case, as
+accuracy under attack is an upper bound, and the truth lies between the two.
+
+Where they cannot be read (or the threat has no linear bounds), the model is smoothed with Gaussian noise and each
+example gets a certificate in Euclidean distance by counting votes, drawn until it is decided whether it reaches half a
+noise standard deviation.  That certificate speaks of the smoothed model, not of the model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.audit.probe import Batch, Evidence, Needs, Rows, Settings
+from holdfast.audit.probes.attack_plan import default_threat, feature_spread
+from holdfast.core.errors import UnsupportedError
+from holdfast.core.estimate import Estimate
+from holdfast.core.exhibit import Curve, Series, Table
+from holdfast.core.finding import Finding, Section
+from holdfast.core.sequences import anytime_mean
+from holdfast.inputs.bounds import Graph, Method, capture, certify, unsupported
+from holdfast.inputs.smoothing.gaussian import Smoothed
+from holdfast.inputs.smoothing.stopping import RadiusTarget
+from holdfast.subject.subject import Access, Subject
+from holdfast.threats.base import Threat, Valid
+from holdfast.threats.wording import number
+
+#: Radii of the curve, in units of the chosen one, rising.
+FRACTIONS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)
+#: Beyond this many entries that nonlinear operators look at, only the output is bounded backwards.
+MANY_NEURONS = 20_000
+#: Noise of the smoothed model, in units of the range of values (images) or of each feature's spread (anything else).
+NOISE = 0.25
+DRAWS_FOR_LABEL, DRAWS, ERROR = 32, 1000, 1e-3
+
+
+@dataclass(frozen=True)
+class Provable:
+    """The model can be bounded over `threats`, one a radius, rising; `chosen` is the place of the one asked about."""
+
+    graph: Graph
+    threats: tuple[Threat, ...]
+    chosen: int
+    method: Method
+    words: str
+
+    @property
+    def threat(self) -> Threat:
+        return self.threats[self.chosen]
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        return tuple(threat.radius for threat in self.threats)
+
+
+@dataclass(frozen=True)
+class Votes:
+    """The model is smoothed: noise of `sigma` in units of `unit`, and why bounds are not to be had."""
+
+    sigma: float
+    unit: Tensor
+    reason: str
+
+    @property
+    def target(self) -> float:
+        """The radius every example is asked about, in the same units."""
+        return self.sigma / 2
+
+
+State = Provable | Votes
+
+
+@dataclass(frozen=True)
+class CertifiedProbe:
+    """See the module."""
+
+    name: str = "certified"
+    question: str = "For how many inputs is it proven that no small change can move the answer?"
+    perturbs: str = "inputs"
+    needs: Needs = field(default_factory=lambda: Needs(access=Access.LABELS))
+    shard_size: int = 64
+
+    def prepare(self, subject: Subject, settings: Settings) -> State:
+        """Read the model's operators, or say why it is smoothed instead."""
+        threat, words = (settings.threat, "") if settings.threat is not None else default_threat(subject)
+        reason = _hindrance(subject, threat)
+        if reason is not None:
+            return Votes(NOISE, _unit(subject), reason)
+        graph = capture(subject.model, _example(subject))
+        threats = [threat if fraction == 1 else threat.scaled(fraction * threat.radius) for fraction in FRACTIONS]
+        kept = tuple({t.radius: t for t in threats}.values())  # families counted in pixels round their radius
+        chosen = [t.radius for t in kept].index(threat.radius)
+        method: Method = "crown" if _neurons(graph) <= MANY_NEURONS else "crown-ibp"
+        return Provable(graph, kept, chosen, method, words)
+
+    def examine(self, subject: Subject, state: State, batch: Batch) -> Rows:
+        """Columns, one row an example.
+
+        By bounds: `proven` (n, radii) bool: right, and proven at that radius; `certified` (n,) bool: the same at the
+        chosen radius; `intervals` (n,) bool: there by intervals alone.
+        By smoothing: `certified` (n,) bool: right, with radius at least the target; `radius` (n,), 0 where wrong;
+        `abstained` (n,) bool; `draws` (n,).
+        """
+        if isinstance(state, Votes):
+            return self._vote(subject, state, batch)
+        valid = _widened(subject.valid, batch.x)
+        reach = _largest_proven(state, batch, valid)
+        proven = reach[:, None] >= torch.arange(len(state.threats))
+        shown = torch.zeros(len(batch), dtype=torch.bool)
+        if bool(batch.correct.any()):
+            x, y = batch.x[batch.correct], batch.y[batch.correct]
+            shown[batch.correct.cpu()] = certify(state.graph, x, y, state.threat, valid, "ibp").certified.cpu()
+        return {
+            "proven": proven.numpy(),
+            "certified": proven[:, state.chosen].numpy(),
+            "intervals": shown.numpy(),
+        }
+
+    def _vote(self, subject: Subject, state: Votes, batch: Batch) -> Rows:
+        unit = state.unit.to(batch.x)
+        smoothed = Smoothed(_in_units(subject.model, unit), state.sigma, subject.classes, batch=250)
+        found = smoothed.certify(
+            batch.x / unit,
+            n0=DRAWS_FOR_LABEL,
+            n=DRAWS,
+            alpha=ERROR,
+            stop=RadiusTarget(state.target),
+            generator=batch.generator,
+        )
+        right = (found.label == batch.y.cpu()) & ~found.abstained
+        radius = torch.where(right, found.radius, 0.0)
+        return {
+            "certified": (right & (radius >= state.target)).numpy(),
+            "radius": radius.numpy(),
+            "abstained": found.abstained.numpy(),
+            "draws": found.n_used.numpy(),
+        }
+
+    def headline(self, state: State, evidence: Evidence, settings: Settings) -> Estimate | None:
+        """Certified accuracy at the chosen radius."""
+        return _share(evidence["certified"], settings) if len(evidence) else None
+
+    def conclude(self, subject: Subject, state: State, evidence: Evidence, settings: Settings) -> Section:
+        """Certified accuracy, the share provable at smaller radii, and what the proof is worth."""
+        if isinstance(state, Votes):
+            findings, exhibits = _voted(state, evidence, settings)
+            method, advice = (
+                _vote_method(state),
+                "Train on noisy inputs: a model that has seen the noise votes clearly.",
+            )
+        else:
+            findings, exhibits = _proven(state, evidence, settings)
+            method = _bound_method(state)
+            advice = (
+                "Certified training (minimising the bound during training) raises this number; ordinary training often "
+                "leaves it at zero even where attacks find nothing."
+            )
+        return Section(
+            probe=self.name,
+            question=self.question,
+            answer=findings[0].sentence,
+            findings=findings,
+            exhibits=exhibits,
+            method=method,
+            advice=advice,
+            examined=len(evidence),
+            available=len(subject.test),
+        )
+
+
+def _largest_proven(state: Provable, batch: Batch, valid: Valid) -> Tensor:
+    """Place of the largest radius at which each example is proven, -1 for none; (batch,) on the CPU.
+
+    By halving: a proof covers every smaller radius, and where one fails larger radii are not tried.
+    """
+    least = torch.full((len(batch),), -1)
+    failed = torch.where(batch.correct.cpu(), len(state.threats), 0)
+    while True:
+        middle = torch.div(least + failed, 2, rounding_mode="floor")
+        undecided = failed - least > 1
+        if not bool(undecided.any()):
+            return least
+        for place in middle[undecided].unique().tolist():
+            rows = (undecided & (middle == place)).nonzero().squeeze(1)
+            there = rows.to(batch.x.device)
+            x, y = batch.x[there], batch.y[there]
+            proven = certify(state.graph, x, y, state.threats[place], valid, state.method).certified.cpu()
+            least[rows[proven]], failed[rows[~proven]] = place, place
+
+
+def _share(column: np.ndarray, settings: Settings) -> Estimate:
+    return anytime_mean(column.astype(bool), level=settings.level)
+
+
+def _hindrance(subject: Subject, threat: Threat) -> str | None:
+    """Why the model cannot be bounded over the threat, or None."""
+    if subject.access < Access.GRADIENTS:
+        return "the model's operators cannot be read"
+    x = _example(subject)
+    try:
+        threat.interval(x, _widened(subject.valid, x))
+        threat.worst(torch.zeros(1, 1, *x.shape[1:], device=x.device), x, _widened(subject.valid, x))
+    except UnsupportedError as error:
+        return str(error)
+    problems = unsupported(subject.model, x)
+    return "; ".join(problems) or None
+
+
+def _example(subject: Subject) -> Tensor:
+    return subject.tensor(subject.test.inputs.take(np.zeros(1, dtype=np.int64)))
+
+
+def _neurons(graph: Graph) -> int:
+    """Entries that nonlinear operators look at."""
+    operators = [node.operator for node in graph.bind(torch.float32, torch.device("cpu"))]
+    shapes = [shape for operator in operators if not operator.affine for shape in operator.call.in_shapes]
+    return sum(torch.Size(shape).numel() for shape in shapes)
+
+
+def _widened(valid: Valid, x: Tensor) -> Valid:
+    """The valid range, stretched to hold inputs that lie outside it (a larger set, so proofs stay proofs)."""
+    if valid is None:
+        return None
+    low, high = (torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in valid)
+    least, most = x.amin(0).double(), x.amax(0).double()
+    return torch.minimum(low, least), torch.maximum(high, most)
+
+
+def _unit(subject: Subject) -> Tensor:
+    """Length of one unit of noise along every input value: the range of values, or each feature's spread."""
+    if subject.modality == "image" and subject.valid is not None:
+        low, high = (torch.as_tensor(end, dtype=torch.float32) for end in subject.valid)
+        return (high - low).expand(subject.test.shape)
+    spread = feature_spread(subject)
+    return torch.where(spread > 0, spread, 1.0)
+
+
+def _in_units(model: Callable[[Tensor], Tensor], unit: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda scaled: model(scaled * unit)
+
+
+def _proven(state: Provable, evidence: Evidence, settings: Settings) -> tuple[tuple[Finding, ...], tuple]:
+    certified = _share(evidence["certified"], settings)
+    words = state.threat.describe()
+    findings = [
+        Finding(
+            "certified",
+            "accuracy",
+            certified,
+            f"For {certified.value:.0%} of examples it is proven that the answer is right and stays right with "
+            f"{words}; for the others nothing is proven, which does not mean that they break.",
+            headline=True,
+            column="certified",
+        )
+    ]
+    for place in reversed(range(state.chosen)):
+        smaller = _share(evidence["proven"][:, place], settings)
+        share = state.radii[place] / state.threat.radius
+        findings.append(
+            Finding(
+                "certified",
+                f"accuracy_at_{share:g}",
+                smaller,
+                f"At {share:g} of that radius ({number(state.radii[place])}) it is proven for {smaller.value:.0%} "
+                "of examples.",
+            )
+        )
+    shares = [_share(evidence["proven"][:, place], settings) for place in range(len(state.radii))]
+    name = "linear bounds" if state.method == "crown" else "linear bounds on intervals"
+    curve = Curve(
+        "Proven accuracy by radius",
+        "radius",
+        "share proven",
+        (
+            Series(
+                name,
+                state.radii,
+                tuple(s.value for s in shares),
+                tuple(s.low for s in shares),
+                tuple(s.high for s in shares),
+            ),
+        ),
+        caption="A point says: at least this share is right against every change of that size. Read it beside the "
+        "accuracy under attack, which says: at most this share.",
+        x_log=True,
+        y_limits=(0.0, 1.0),
+    )
+    table = Table(
+        f"Two ways to prove it, at radius {number(state.threat.radius)}",
+        ("bounds", "share proven"),
+        (("intervals", _share(evidence["intervals"], settings)), (name, certified)),
+        caption="Linear bounds follow how the parts of a layer depend on one another; intervals forget it.",
+    )
+    return tuple(findings), (curve, table)
+
+
+def _voted(state: Votes, evidence: Evidence, settings: Settings) -> tuple[tuple[Finding, ...], tuple]:
+    certified = _share(evidence["certified"], settings)
+    abstained = _share(evidence["abstained"], settings)
+    findings = (
+        Finding(
+            "certified",
+            "accuracy",
+            certified,
+            f"When the model votes over noisy copies of an input, its answer is right and certified within Euclidean "
+            f"distance {number(state.target)} (in units of the inputs' spread) for {certified.value:.0%} of examples; "
+            "this holds for the vote, not for the single answer.",
+            headline=True,
+            column="certified",
+        ),
+        Finding(
+            "certified",
+            "abstained",
+            abstained,
+            f"The vote is too close to certify anything for {abstained.value:.0%} of examples.",
+            direction="lower is better",
+            column="abstained",
+        ),
+    )
+    draws = evidence["draws"]
+    table = Table(
+        "What the votes cost",
+        ("", "noisy copies an example"),
+        (("mean", float(draws.mean())), ("most", int(draws.max())), ("allowed", DRAWS_FOR_LABEL + DRAWS)),
+        caption="Drawing stops as soon as it is decided whether an example reaches the radius.",
+    )
+    return findings, (table,)
+
+
+def _bound_method(state: Provable) -> str:
+    names = {"crown": "backward linear bounds (CROWN)", "crown-ibp": "backward linear bounds on intervals (CROWN-IBP)"}
+    return (
+        f"Every example's outputs were bounded over the whole set of inputs {state.threat.describe()} by "
+        f"{names[state.method]}, in double precision with rounding charged to the bound. The proof is about the exact "
+        "arithmetic of the stored weights; the model's own single-precision rounding comes on top. " + state.words
+    ).strip()
+
+
+def _vote_method(state: Votes) -> str:
+    return (
+        f"Bounds were not to be had ({state.reason}), so the model was smoothed: Gaussian noise of "
+        f"{number(state.sigma)} units (a unit is the range of values for images, a feature's standard deviation "
+        f"otherwise), up to {DRAWS} votes an example after {DRAWS_FOR_LABEL} that choose the label, stopped as soon as "
+        f"it was decided whether the certified Euclidean distance reaches {number(state.target)}. Each certificate is "
+        f"wrong with probability at most {ERROR:g}. The guarantee is about Euclidean distance whatever threat was asked "
+        "for."
+    )
