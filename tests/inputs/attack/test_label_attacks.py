@@ -43,6 +43,25 @@ def test_comes_close_to_the_boundary_of_a_linear_model_and_never_closer(threat, 
     assert ratio.median() < 1.25
 
 
+def test_probes_are_made_a_few_at_a_time_and_none_is_lost(monkeypatch):
+    model, x, y = models.linear(classes=2)
+    blind, seen = labels_only(model), []
+    point = x + 0.0
+    direction = {}
+    for elements in (1 << 24, 7 * x.numel()):
+        monkeypatch.setattr("holdfast.inputs.attack.hopskipjump.PROBE_ELEMENTS", elements)
+        seen.clear()
+        search = Search.begin(lambda z: seen.append(len(z)) or blind(z), L2(0.5), x, y, (-9, 9), None, "margin")
+        seen.clear()
+        near = torch.full((len(x),), 5.0, dtype=x.dtype)
+        attack = HopSkipJump(L2(0.5))
+        direction[elements] = attack._normal(search, torch.arange(len(x)), point, near, 1000, stream())
+        assert sum(seen) == 1000 * len(x)
+    assert max(seen) <= 7 * len(x)
+    whole, pieces = direction.values()
+    assert ((whole * pieces).sum(1) > 0.95).all()
+
+
 @pytest.mark.parametrize("threat", [L2(0.6), Linf(0.1), Linf(torch.linspace(0, 0.2, 8)), Box(-0.05, 0.2)], ids=repr)
 def test_stays_inside_and_beats_noise(threat):
     model, x, y = models.trained()

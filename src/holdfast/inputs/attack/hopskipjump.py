@@ -30,6 +30,8 @@ from holdfast.threats.base import Threat, Valid, gaussian, per_example, uniform,
 
 #: Radii, in units of the threat's, of the balls in which a first adversarial point is looked for.
 STARTS = (1, 3, 10, 30, 100)
+#: Input values of the probes that are made together; bounds memory.
+PROBE_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,34 @@ class HopSkipJump:
         probes: int,
         generator: torch.Generator | None,
     ) -> Tensor:
-        """Estimated direction into the adversarial side."""
+        """Estimated direction into the adversarial side.
+
+        With S the sum of all u_b and S_phi that of phi_b u_b, sum_b (phi_b - mean phi) u_b = S_phi - mean phi S, so
+        probes are made a few at a time (`PROBE_ELEMENTS`) and only their sums are kept.
+        """
+        at_once = max(1, min(probes, PROBE_ELEMENTS // max(1, point.numel())))
+        plain, signed = torch.zeros_like(point), torch.zeros_like(point)
+        total = torch.zeros_like(delta)
+        for done in range(0, probes, at_once):
+            taken, phi = self._probed(search, rows, point, delta, min(at_once, probes - done), generator)
+            plain += taken.sum(0)
+            signed += torch.einsum("pb,pbn->bn", phi, taken.flatten(2)).reshape(point.shape)
+            total += phi.sum(0)
+        mean = total / probes
+        return self.threat.steepest(
+            torch.where(per_example(mean.abs() == 1, point), signed, signed - per_example(mean, point) * plain)
+        )
+
+    def _probed(
+        self,
+        search: Search,
+        rows: Tensor,
+        point: Tensor,
+        delta: Tensor,
+        probes: int,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Directions that were probed, (probes, batch, *shape), and +1 where adversarial, -1 elsewhere."""
         many = point.expand(probes, *point.shape)
         noise = gaussian(many, generator) if isinstance(self.threat, L2) else 2 * uniform(many, generator) - 1
         noise = noise * self._allowance(point)
@@ -179,12 +208,7 @@ class HopSkipJump:
         spread = per_example(delta, point)
         low, high = valid_bounds(point, search.valid)
         probed = torch.clamp(point + spread * noise, low, high)
-        taken = (probed - point) / spread
-        phi = 2.0 * self._adversarial(search, rows, probed).to(point.dtype) - 1
-        mean = phi.mean(0)
-        weight = torch.where(mean.abs() == 1, phi, phi - mean)
-        grad = torch.einsum("pb,pbn->bn", weight, taken.flatten(2)).reshape(point.shape)
-        return self.threat.steepest(grad)
+        return (probed - point) / spread, 2.0 * self._adversarial(search, rows, probed).to(point.dtype) - 1
 
     def _step(
         self, search: Search, rows: Tensor, start: Tensor, point: Tensor, direction: Tensor, length: Tensor
