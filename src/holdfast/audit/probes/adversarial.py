@@ -126,11 +126,11 @@ class AdversarialProbe:
                 standing[broken] = False
             if place == plan.chosen:
                 # What a check of the attack broke is broken, whatever the attack itself found.
-                for code, run in enumerate(checks, len(attack_names(plan)) - len(CHECKS)):
-                    rows = (standing & run.success).nonzero().squeeze(1)
-                    radius[rows] = self._shortest(subject, state, batch, rows, run.x_adv[rows])
-                    broken_by[rows] = code
-                    standing[rows] = False
+                for number_of_check, check in enumerate(checks):
+                    late = (standing & check.success).nonzero().squeeze(1)
+                    radius[late] = self._shortest(subject, state, batch, late, check.x_adv[late])
+                    broken_by[late] = len(attack_names(plan)) - len(CHECKS) + number_of_check
+                    standing[late] = False
             held[:, place] = standing.cpu()
         robust = held[:, plan.chosen]
         rows_out = {
