@@ -25,8 +25,8 @@ def general_doubts(subject: Subject, clean: Mapping[str, np.ndarray], level: flo
             Doubt(
                 "no better than guessing",
                 f"The model is right on {right.mean():.0%} of the examples, and always naming the most frequent class "
-                f"would be right on {guessing:.0%}: there may be nothing here to hold.",
-                advice="Check that --weights were given and belong to this model, and that the data are its own.",
+                f"would be right on {guessing:.0%}: that much is not yet shown to be more than guessing.",
+                advice="If you expected better: were the right weights loaded, and are inputs and labels the model's own?",
             )
         )
     examples = len(clean["index"])
@@ -34,7 +34,8 @@ def general_doubts(subject: Subject, clean: Mapping[str, np.ndarray], level: flo
         doubts.append(
             Doubt(
                 "few examples",
-                f"Only {examples} test examples were examined, so every interval in this report is wide.",
+                f"Only {examples} test example{' was' if examples == 1 else 's were'} examined, so every interval in "
+                "this report is wide.",
                 advice=f"Bring at least {FEW} test examples; 1,000 narrow most intervals to about five points.",
             )
         )

@@ -179,7 +179,7 @@ def _tell(result: Any, out: str, conditions: list[Any]) -> int:
     from holdfast.report import write_report
 
     path = write_report(out, "html")
-    for doubt in result.doubts:
+    for doubt in [*result.doubts, *(doubt for section in result.sections for doubt in section.doubts)]:
         click.echo(f"doubt: {doubt.sentence} {doubt.advice}".rstrip())
     if result.manifest["stopped_because"]:
         click.echo(f"stopped early: {result.manifest['stopped_because']}; what is reported is valid, --resume goes on")

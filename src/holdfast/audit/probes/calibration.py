@@ -68,8 +68,9 @@ class CalibrationProbe:
             )
             for kind in ("mass", "width")
         )
-        one_hot = np.eye(probabilities.shape[1])[labels]
-        brier = anytime_mean(((probabilities - one_hot) ** 2).sum(axis=1), level=settings.level, bounds=(0.0, 2.0))
+        right = probabilities[np.arange(len(labels)), labels]
+        squares = np.einsum("nk,nk->n", probabilities, probabilities) - 2 * right + 1  # sum_k (p_k - 1[k = y])^2
+        brier = anytime_mean(np.clip(squares, 0, 2), level=settings.level, bounds=(0.0, 2.0))
         temperature = fit_temperature(logits, labels)
         return Section(
             probe=self.name,
@@ -82,7 +83,6 @@ class CalibrationProbe:
                     _size(balance),
                     f"On average its confidence and its accuracy are {100 * _size(balance).value:.1f} points apart.",
                     direction="lower is better",
-                    remedies=("temperature",),
                     headline=True,
                 ),
                 Finding(self.name, "balance", balance, _verdict(balance), direction="neither", column="gain"),
@@ -165,8 +165,8 @@ def _advice(balance: Estimate, error: Estimate, temperature: float) -> str:
         return "Nothing needs doing: no miscalibration was found that one could be sure of."
     if 0.01 < temperature < 100:
         return (
-            f"Fit a temperature on held-out data (`holdfast harden --remedy temperature`); on these examples the best "
-            f"one is {temperature:.2f}, which leaves every prediction as it is."
+            f"Divide the logits by a temperature fitted on held-out data (holdfast.inputs.calibration: fit_temperature, "
+            f"TemperatureScaled); on these examples the best one is {temperature:.2f}. No prediction changes."
         )
     return "Fit a calibration map on held-out data; dividing the logits by one temperature is not enough here."
 
