@@ -26,7 +26,7 @@ def general_doubts(subject: Subject, clean: Mapping[str, np.ndarray], level: flo
                 "no better than guessing",
                 f"The model is right on {right.mean():.0%} of the examples, and always naming the most frequent class "
                 f"would be right on {guessing:.0%}: that much is not yet shown to be more than guessing.",
-                advice="If you expected better: were the right weights loaded, and do inputs and labels belong to them?",
+                advice="If you expected better: were the right weights loaded, and do the data belong to them?",
             )
         )
     examples = len(clean["index"])

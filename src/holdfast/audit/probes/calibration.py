@@ -166,7 +166,8 @@ def _advice(balance: Estimate, error: Estimate, temperature: float) -> str:
     if 0.01 < temperature < 100:
         return (
             f"Divide the logits by a temperature fitted on held-out data (holdfast.inputs.calibration has "
-            f"fit_temperature and TemperatureScaled); on these examples the best one is {temperature:.2f}. No prediction changes."
+            f"fit_temperature and TemperatureScaled); on these examples the best one is "
+            f"{temperature:.2f}. No prediction changes."
         )
     return "Fit a calibration map on held-out data; dividing the logits by one temperature is not enough here."
 
