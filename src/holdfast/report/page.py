@@ -97,8 +97,18 @@ def exhibit_view(exhibit: Exhibit, name: str, share_of_pictures: float = 1.0) ->
 
 
 def _is_wide(table: Table) -> bool:
+    """Whether a table needs the whole width: half of it holds about 45 characters, and numbers do not wrap."""
+    columns = [[name, *column] for name, *column in zip(table.columns, *table.rows)]
+    least = sum(max(_unbroken(cell) for cell in column) + 3 for column in columns)
     longest = max((len(cell) for row in table.rows for cell in row if isinstance(cell, str)), default=0)
-    return len(table.columns) > 3 or longest > 40
+    return len(table.columns) > 3 or longest > 40 or least > 45
+
+
+def _unbroken(cell: Cell) -> int:
+    """Characters that must stand on one line: a number with its interval, or the longest word (short text whole)."""
+    if isinstance(cell, str):
+        return len(cell) if len(cell) < 30 else max(map(len, cell.split()))
+    return 22 if isinstance(cell, Estimate) else 6
 
 
 def table_view(table: Table) -> tuple[dict[str, Any], str]:
