@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from holdfast.inputs.bounds.operator import Affine, Box, Call, Operand
+from holdfast.inputs.bounds.operator import Affine, Box, Call, Operand, Pulled
 from holdfast.inputs.bounds.patches import Patches
+from holdfast.inputs.bounds.rows import Columns, Rows, dense
 
 aten = torch.ops.aten
 
@@ -344,6 +345,19 @@ class Linear(Signed):
 
     def adjoint(self, rows: Tensor) -> tuple[Tensor, ...]:
         return (rows @ self.weight,)
+
+    def pull_columns(self, rows: Rows, active: Tensor | None) -> Pulled:
+        """`pull` where only some columns of `rows`, or of the result, matter; None: all."""
+        weight, bias = self.weight, self.bias
+        if isinstance(rows, Columns):
+            weight = weight[rows.index]
+            bias = None if bias is None else bias[rows.index]
+        values = rows.values if isinstance(rows, Columns) else dense(rows)
+        offset = None if bias is None else (values @ bias).reshape(*values.shape[:2], -1).sum(-1)
+        inner_shape = self.call.in_shapes[0]
+        if active is None:
+            return ((values @ weight).reshape(*values.shape[:2], *inner_shape),), offset
+        return (Columns(values.flatten(2) @ weight[:, active], active, inner_shape),), offset
 
     def unit_rows(self, index: Tensor) -> Tensor | None:
         if math.prod(self.call.out_shape) != len(self.weight):

@@ -16,14 +16,16 @@ block of rows at a time, and the result is intersected with the interval.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from holdfast.inputs.bounds.affine import Linear
 from holdfast.inputs.bounds.interval import Propagation
-from holdfast.inputs.bounds.operator import Affine, Box, Pulled, Relaxation, Rows
+from holdfast.inputs.bounds.operator import Affine, Box, Lines, Pulled
 from holdfast.inputs.bounds.patches import Patches
+from holdfast.inputs.bounds.rows import Columns, Rows, absolute, added, dense, inner, mirrored, units
 
 #: Rows, their successor, and the temporaries of one relaxation are alive at once.
 _COPIES = 6
@@ -66,7 +68,7 @@ class Pass:
         operator = node.operator if node is not None and isinstance(node.operator, Affine) else None
         shortcut = None if operator is None else operator.unit_rows(index)
         if node is None or operator is None or shortcut is None:
-            self.pending[start] = _one_hot(index, like)
+            self.pending[start] = units(index, like)
             return self._finish(start)
         self.pending[node.inputs[0]] = shortcut
         if operator.has_offset:
@@ -77,7 +79,6 @@ class Pass:
         self.pending: dict[int, Rows] = {}
         self.bias = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.charge = self.bias
-        self.bottom: Tensor | None = None
         self.mirrored = False
 
     def _finish(self, start: int) -> Carried:
@@ -87,7 +88,7 @@ class Pass:
         self._mirror()
         rows = self.pending.get(0)
         lower = self.bias if rows is None else self.bias + self._at_input(rows)
-        rows = None if rows is None or not self.keep else _dense(rows)
+        rows = None if rows is None or not self.keep else dense(rows)
         if self.state.rounding.outward:
             lower = lower - self.state.rounding.gamma(lower.dtype) * self.charge - torch.finfo(lower.dtype).tiny
         if not self.both:
@@ -106,23 +107,45 @@ class Pass:
             box = self.state.boxes[position]
             self.bias = self.bias + _least(rows, Box(box.lower[self.examples], box.upper[self.examples]))
             return
-        parts, bias = _pull(self.state.relaxation(position), rows, self.examples)
+        parts, bias = self._pull(position, rows)
         if bias is not None:
             self.bias = self.bias + bias
         for parent, part in zip(node.inputs, parts):
-            self.pending[parent] = _added(self.pending[parent], part) if parent in self.pending else part
+            self.pending[parent] = added(self.pending[parent], part) if parent in self.pending else part
+
+    def _pull(self, position: int, rows: Rows) -> Pulled:
+        """Rows on the inputs, as windows or chosen columns for as long as that pays."""
+        relaxation = self.state.relaxation(position)
+        if isinstance(rows, Patches):
+            pulled = None if rows.large else relaxation.pull_patches(rows, self.examples)
+            if pulled is not None:
+                return pulled
+        if isinstance(relaxation, Linear):
+            return relaxation.pull_columns(rows, self._active(self.state.nodes[position - 1].inputs[0]))
+        if isinstance(rows, Columns) and isinstance(relaxation, Lines):
+            return relaxation.pull_columns(rows, self.examples)
+        return relaxation.pull(dense(rows), self.examples)
+
+    def _active(self, position: int) -> Tensor | None:
+        """Flat positions of the value that can be other than zero, where they are few and no rows wait there."""
+        if position == 0 or position in self.pending or not self.through:
+            return None
+        if self.state.nodes[position - 1].operator.affine:
+            return None
+        relaxation = self.state.relaxation(position)
+        return relaxation.active(self.examples) if isinstance(relaxation, Lines) else None
 
     def _mirror(self) -> None:
         """From here on rows and negated rows go separate ways."""
         if self.both and not self.mirrored:
-            self.pending = {position: _mirrored(rows) for position, rows in self.pending.items()}
+            self.pending = {position: mirrored(rows) for position, rows in self.pending.items()}
             self.bias = torch.cat([self.bias, -self.bias], 1)
             self.charge = torch.cat([self.charge, self.charge], 1)
             self.mirrored = True
 
     def _charge(self, position: int, rows: Rows) -> None:
         if self.state.rounding.outward:
-            self.charge = self.charge + _inner(_absolute(rows), self.state.size(position)[self.examples])
+            self.charge = self.charge + inner(absolute(rows), self.state.size(position)[self.examples])
 
     def _at_input(self, rows: Rows) -> Tensor:
         self._charge(0, rows)
@@ -131,56 +154,14 @@ class Pass:
             box = self.state.boxes[0]
             return _least(rows, Box(box.lower[self.examples], box.upper[self.examples]))
         x = region.x[self.examples]
-        rows = _dense(rows).squeeze(2)
+        rows = dense(rows).squeeze(2)
         moved = region.threat.worst(rows, x, region.valid)
         return (rows.flatten(2) @ x.flatten(1)[..., None]).squeeze(-1) + moved
 
 
 def _least(rows: Rows, box: Box) -> Tensor:
     """min over the box of rows . value, (examples, rows)."""
-    return _inner(rows, (box.upper + box.lower) / 2) - _inner(_absolute(rows), (box.upper - box.lower) / 2)
-
-
-def _inner(rows: Rows, value: Tensor) -> Tensor:
-    """row . value for every row, (examples, rows)."""
-    if isinstance(rows, Patches):
-        return rows.inner(value.squeeze(1))
-    return (rows.flatten(2) @ value.flatten(1)[..., None]).squeeze(-1)
-
-
-def _absolute(rows: Rows) -> Rows:
-    return replace(rows, values=rows.values.abs()) if isinstance(rows, Patches) else rows.abs()
-
-
-def _dense(rows: Rows) -> Tensor:
-    return rows.dense() if isinstance(rows, Patches) else rows
-
-
-def _mirrored(rows: Rows) -> Rows:
-    return rows.mirrored() if isinstance(rows, Patches) else torch.cat([rows, -rows], 1)
-
-
-def _added(first: Rows, second: Rows) -> Rows:
-    if isinstance(first, Patches) and isinstance(second, Patches):
-        together = first.plus(second)
-        if together is not None:
-            return together
-    return _dense(first) + _dense(second)
-
-
-def _pull(relaxation: Relaxation, rows: Rows, examples: slice) -> Pulled:
-    """Carry rows back, as windows for as long as that pays."""
-    if isinstance(rows, Patches):
-        pulled = None if rows.large else relaxation.pull_patches(rows, examples)
-        if pulled is not None:
-            return pulled
-        rows = rows.dense()
-    return relaxation.pull(rows, examples)
-
-
-def _one_hot(index: Tensor, like: Tensor) -> Tensor:
-    rows = torch.zeros(*index.shape, like[0].numel(), dtype=like.dtype, device=like.device)
-    return rows.scatter_(2, index[..., None], 1.0).reshape(*index.shape, *like.shape[1:])
+    return inner(rows, (box.upper + box.lower) / 2) - inner(absolute(rows), (box.upper - box.lower) / 2)
 
 
 def refine(state: Propagation, position: int, wanted: Tensor, memory: int) -> None:

@@ -72,6 +72,7 @@ def bounds(
     terms = graph.longest_sum if rounding == "outward" else 0
     state = Propagation(graph.bind(x.dtype, x.device), region, Rounding(rounding == "outward", terms))
     propagate(state, method, memory)
+    _check_finite(graph, state.boxes[graph.output])
     return _conclude(state, graph.output, rows, method, upper, linear, memory)
 
 
@@ -138,6 +139,14 @@ def _pass(
         A, b = carried.rows.squeeze(2), carried.bias
         functions = (A[:, :half], b[:, :half], -A[:, half:], -b[:, half:])
     return Bounds(result.lower, result.upper, functions)
+
+
+def _check_finite(graph: Graph, box: Box) -> None:
+    """NaN anywhere in the weights reaches the intervals of the output, where one look finds it."""
+    if not bool(torch.isfinite(box.upper - box.lower).all()):
+        broken = graph.not_finite()
+        what = f"{', '.join(broken)} of the model holds NaN or infinity" if broken else "the bounds overflow"
+        raise InputError(f"{what}; bounds need finite parameters and activations")
 
 
 def _check_shape(graph: Graph, region: Region) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from holdfast.inputs.bounds.affine import Signed, operands
-from holdfast.inputs.bounds.operator import Call, Operand, Rows
+from holdfast.inputs.bounds.operator import Call, Operand
 from holdfast.inputs.bounds.patches import Patches
+from holdfast.inputs.bounds.rows import Rows
 
 aten = torch.ops.aten
 

@@ -83,10 +83,7 @@ class Graph:
         return int(torch.Size(self.out_shape[1:]).numel())
 
     def bind(self, dtype: torch.dtype, device: torch.device) -> list[Bound]:
-        """Operators with the model's present parameters in `dtype` on `device`, in topological order.
-
-        Raises InputError when a parameter is not finite.
-        """
+        """Operators with the model's present parameters in `dtype` on `device`, in topological order."""
         constants = self._constants(dtype, device)
         bound = []
         for step in self.steps:
@@ -112,13 +109,16 @@ class Graph:
         for name, (kind, target) in self.sources.items():
             tensor = tensors[target] if kind == "model" else self.lifted[target]
             values[name] = _cast(tensor, dtype, device)
-            if values[name].is_floating_point() and not bool(torch.isfinite(values[name]).all()):
-                raise InputError(f"{target} of the model holds NaN or infinity; bounds need finite parameters")
         for node in self.constant_nodes:
             args, kwargs = (map_arg(part, lambda n: values[n.name]) for part in (node.args, node.kwargs))
             target: Any = node.target
             values[node.name] = map_aggregate(target(*args, **kwargs), lambda v: _cast(v, dtype, device))
         return values
+
+    def not_finite(self) -> list[str]:
+        """Names of parameters and buffers that hold NaN or infinity."""
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers()), **self.lifted}
+        return [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
 
     @cached_property
     def longest_sum(self) -> int:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.fx.node import map_aggregate
 
 from holdfast.inputs.bounds.patches import Patches
+from holdfast.inputs.bounds.rows import Columns, Rows, inner
 
 
 class Box(NamedTuple):
@@ -108,8 +109,6 @@ class Call:
         return tuple(torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in self.in_shapes)
 
 
-#: Rows on a value: ordinary, or windows of an image.
-Rows = Tensor | Patches
 Pulled = tuple[tuple[Rows, ...], Tensor | None]
 
 
@@ -228,6 +227,10 @@ class Affine(Operator):
         return None
 
 
+#: Share of active entries up to which only their columns are carried.
+_WORTH_CHOOSING = 0.8
+
+
 @dataclass(frozen=True)
 class Lines:
     """Entrywise lines: lower_slope z + lower_bias <= phi(z) <= upper_slope z + upper_bias; each (examples, *event).
@@ -241,10 +244,31 @@ class Lines:
     upper_bias: Tensor | None
 
     def pull(self, rows: Tensor, examples: slice) -> Pulled:
+        active = self.active(examples)
+        if active is not None:
+            chosen = Columns(rows.flatten(2).index_select(2, active), active, tuple(rows.shape[2:]))
+            return self.pull_columns(chosen, examples)
         negative = rows.clamp(max=0)
         below, above = self.lower_slope[examples][:, None], self.upper_slope[examples][:, None]
-        bias = self._bias(rows, negative, examples, lambda part, line: _flat_inner(part, line))
+        bias = self._bias(rows, negative, examples, inner)
         return (_sloped(rows, negative, below, above),), bias
+
+    def pull_columns(self, columns: Columns, examples: slice) -> Pulled:
+        """`pull` for rows that are zero elsewhere."""
+        values, negative = columns.values, columns.values.clamp(max=0)
+        below, above = (
+            line[examples].flatten(1)[:, None, columns.index] for line in (self.lower_slope, self.upper_slope)
+        )
+        bias = self._bias(values, negative, examples, lambda part, line: inner(replace(columns, values=part), line))
+        return (replace(columns, values=_sloped(values, negative, below, above)),), bias
+
+    def active(self, examples: slice) -> Tensor | None:
+        """Flat positions of a flat event where some line is not zero, when few enough to be worth choosing."""
+        if self.lower_slope.ndim != 3 or self.lower_slope.shape[1] != 1 or self.lower_bias is not None:
+            return None
+        moving = ((self.lower_slope[examples] != 0) | (self.upper_slope[examples] != 0)).flatten(1).any(0)
+        index = moving.nonzero().squeeze(1)
+        return index if len(index) <= _WORTH_CHOOSING * len(moving) else None
 
     def pull_patches(self, patches: Patches, examples: slice) -> Pulled | None:
         if self.lower_slope.ndim != 5:
@@ -277,7 +301,3 @@ class Lines:
 def _sloped(rows: Tensor, negative: Tensor, below: Tensor, above: Tensor) -> Tensor:
     """A+ s_l + A- s_u, written with as few passes over the rows as it takes."""
     return torch.addcmul(rows * below, negative, above - below)
-
-
-def _flat_inner(rows: Tensor, value: Tensor) -> Tensor:
-    return (rows.flatten(2) @ value.flatten(1)[..., None]).squeeze(-1)

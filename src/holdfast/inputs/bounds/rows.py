@@ -1,0 +1,83 @@
+"""Stacks of rows on a value, and what every kind of them can do.
+
+Rows are ordinary tensors (examples, rows, *event), windows of an image (`Patches`), or a choice of columns (`Columns`):
+entries of a value that is zero over the whole region, such as a ReLU that is never active, need no column.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from holdfast.inputs.bounds.patches import Patches
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Rows that are zero outside the flat positions `index` of an event of shape `shape`."""
+
+    values: Tensor  # (examples, rows, chosen)
+    index: Tensor  # (chosen,) long
+    shape: tuple[int, ...]
+
+    def dense(self) -> Tensor:
+        """The same as an ordinary tensor."""
+        whole = self.values.new_zeros(*self.values.shape[:2], math.prod(self.shape))
+        return whole.index_copy(2, self.index, self.values).reshape(*self.values.shape[:2], *self.shape)
+
+
+Rows = Tensor | Patches | Columns
+
+
+def inner(rows: Rows, value: Tensor) -> Tensor:
+    """row . value for every row, (examples, rows); `value` is (examples, *event)."""
+    if isinstance(rows, Patches):
+        return rows.inner(value.squeeze(1))
+    flat = value.flatten(1)
+    if isinstance(rows, Columns):
+        return (rows.values @ flat[:, rows.index, None]).squeeze(-1)
+    return (rows.flatten(2) @ flat[..., None]).squeeze(-1)
+
+
+def absolute(rows: Rows) -> Rows:
+    """|row| entry by entry."""
+    return rows.abs() if isinstance(rows, Tensor) else replace(rows, values=rows.values.abs())
+
+
+def dense(rows: Rows) -> Tensor:
+    """Any rows as an ordinary tensor."""
+    return rows if isinstance(rows, Tensor) else rows.dense()
+
+
+def mirrored(rows: Rows) -> Rows:
+    """The rows followed by their negatives."""
+    if isinstance(rows, Patches):
+        return rows.mirrored()
+    if isinstance(rows, Columns):
+        return replace(rows, values=torch.cat([rows.values, -rows.values], 1))
+    return torch.cat([rows, -rows], 1)
+
+
+def added(first: Rows, second: Rows) -> Rows:
+    """Rows of two users of one value."""
+    if isinstance(first, Patches) and isinstance(second, Patches):
+        together = first.plus(second)
+        if together is not None:
+            return together
+    return dense(first) + dense(second)
+
+
+def units(index: Tensor, like: Tensor) -> Rows:
+    """One-hot rows at the flat positions `index` (examples, rows) of a value shaped like `like`."""
+    shape = like.shape[1:]
+    if len(shape) == 4 and shape[-2:].numel() > 1:
+        plane = shape[-2:].numel()
+        channel, place = index // plane, index % plane
+        values = torch.zeros(*index.shape, shape[1], dtype=like.dtype, device=like.device)
+        values = values.scatter(2, channel[..., None], 1.0)[..., None, None]
+        return Patches(values, place // shape[-1], place % shape[-1], (shape[-2], shape[-1]))
+    flat = torch.zeros(*index.shape, shape.numel(), dtype=like.dtype, device=like.device)
+    return flat.scatter(2, index[..., None], 1.0).reshape(*index.shape, *shape)
