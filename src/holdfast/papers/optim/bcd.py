@@ -96,7 +96,7 @@ def _progress(points: int) -> tuple[Criterion, Criterion]:
     return (
         Criterion(
             "Least squares on breast cancer: no step decreases the objective by less than its rule guarantees",
-            short >= 1 - 1e-9,
+            bool(short >= 1 - 1e-9),
             {"smallest decrease over guarantee": short, "points": points},
         ),
         Criterion(
