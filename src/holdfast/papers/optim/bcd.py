@@ -44,6 +44,10 @@ PAPER = Paper(
 
 PAIRS: tuple[tuple[Rule, Update], ...] = (("gsl", "gradient"), ("gsd", "diagonal"), ("gsq", "matrix"))
 ITERATIONS = 30
+NOTES = (
+    "Against random blocks of the forests' own size the ratio lies at its limit of 0.3, from 0.24 to 0.31 over seeds, "
+    "and the side on which the largest falls depends on rounding: with one thread a seed was at 0.305, with two at 0.297."
+)
 
 
 def check(scale: Scale) -> Outcome:
@@ -52,7 +56,7 @@ def check(scale: Scale) -> Outcome:
     seeds = (0,) if smoke else (0, 1, 2, 3, 4)
     spread, curve = _label_propagation(seeds, 600 if smoke else 1797)
     exact = (_message_passing(10 if smoke else 50), *_progress(30 if smoke else 200))
-    return Outcome((*exact, *spread, *_finite_termination()), exhibits=(curve,), seeds=seeds)
+    return Outcome((*exact, *spread, *_finite_termination()), exhibits=(curve,), seeds=seeds, notes=NOTES)
 
 
 def _message_passing(forests: int) -> Criterion:
