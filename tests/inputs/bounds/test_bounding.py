@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from holdfast.core.errors import InputError, UnsupportedError
 from holdfast.core.seeds import torch_generator
 from holdfast.inputs.bounds import METHODS, Region, bounds, capture, certify, margin_spec, patches, unsupported
+from holdfast.inputs.bounds.operator import Affine
+from holdfast.inputs.bounds.rows import inner
 from holdfast.threats.balls import L1, L2, Linf
 
 from .networks import NAMES, captured, drawn, networks
@@ -130,6 +132,23 @@ def test_windowed_rows_give_what_whole_rows_give(name, rounding, monkeypatch):
         found.append(bounds(captured(name), region, method="crown", rounding=rounding))
     torch.testing.assert_close(found[0].lower, found[1].lower, rtol=0, atol=1e-9)
     torch.testing.assert_close(found[0].upper, found[1].upper, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("stride", [2, 3])
+def test_rows_sorted_by_phase_are_the_adjoint_of_a_strided_convolution(kernel, stride):
+    generator = torch_generator(kernel, "phase", stride)
+    conv = drawn(nn.Conv2d(2, 3, kernel, stride, padding=min(1, kernel // 2)), kernel)
+    for size in (7, 8, 9):
+        x = torch.rand(1, 2, size, size + 1, generator=generator)
+        node = capture(conv, x).bind(torch.float32, torch.device("cpu"))[0].operator
+        rows = torch.randn(1, 4, *node.call.out_shape, generator=generator)
+        (sorted_rows,) = node.adjoint(rows)
+        assert isinstance(sorted_rows, patches.Phases)
+        (expected,) = Affine.adjoint(node, rows)
+        torch.testing.assert_close(sorted_rows.dense(), expected, rtol=0, atol=1e-5)
+        value = torch.randn(1, 1, 2, size, size + 1, generator=generator)
+        torch.testing.assert_close(inner(sorted_rows, value), inner(expected, value), rtol=0, atol=1e-4)
 
 
 def test_bounds_are_differentiable_in_weights_and_follow_training():

@@ -24,7 +24,7 @@ from torch import Tensor
 from holdfast.inputs.bounds.affine import Linear
 from holdfast.inputs.bounds.interval import Propagation
 from holdfast.inputs.bounds.operator import Affine, Box, Lines, Pulled
-from holdfast.inputs.bounds.patches import Patches
+from holdfast.inputs.bounds.patches import Patches, Phases
 from holdfast.inputs.bounds.rows import Columns, Rows, absolute, added, dense, inner, mirrored, units
 
 #: Rows, their successor, and the temporaries of one relaxation are alive at once.
@@ -37,8 +37,8 @@ class Carried:
 
     lower: Tensor
     upper: Tensor | None
-    rows: Tensor | None = None
-    bias: Tensor | None = None
+    rows: Tensor | None
+    bias: Tensor
 
 
 @dataclass
@@ -120,6 +120,10 @@ class Pass:
             pulled = None if rows.large else relaxation.pull_patches(rows, self.examples)
             if pulled is not None:
                 return pulled
+        if isinstance(rows, Phases) and isinstance(relaxation, Lines):
+            pulled = relaxation.pull_patches(rows, self.examples)
+            if pulled is not None:
+                return pulled
         if isinstance(relaxation, Linear):
             return relaxation.pull_columns(rows, self._active(self.state.nodes[position - 1].inputs[0]))
         if isinstance(rows, Columns) and isinstance(relaxation, Lines):
@@ -164,7 +168,7 @@ def _least(rows: Rows, box: Box) -> Tensor:
     return inner(rows, (box.upper + box.lower) / 2) - inner(absolute(rows), (box.upper - box.lower) / 2)
 
 
-def refine(state: Propagation, position: int, wanted: Tensor, memory: int) -> None:
+def refine(state: Propagation, position: int, wanted: Tensor, memory: int, intersect: bool = True) -> None:
     """Improve the box at `position` where `wanted`, by backward passes that hold at most about `memory` bytes.
 
     An entry that is not wanted keeps its interval, which is sound as well.
@@ -179,7 +183,8 @@ def refine(state: Propagation, position: int, wanted: Tensor, memory: int) -> No
         carried = Pass(state, examples, both=True).run_units(position, index)
         assert carried.upper is not None
         old = Box(lower[examples].gather(1, index), upper[examples].gather(1, index))
-        fresh = Box(carried.lower, carried.upper).intersect(old)
+        fresh = Box(carried.lower, carried.upper)
+        fresh = fresh.intersect(old) if intersect else fresh
         # Entries that only pad a block stay as they were: no example's bounds depend on its neighbours in the batch.
         asked = flat[examples].gather(1, index)
         fresh = Box(torch.where(asked, fresh.lower, old.lower), torch.where(asked, fresh.upper, old.upper))

@@ -11,6 +11,7 @@ rounding.  Neither speaks of the rounding that the model's own float32 forward p
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -30,7 +31,7 @@ Method = Literal["ibp", "crown-ibp", "crown"]
 METHODS: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
 
 #: Memory that the rows of one backward pass may take, in bytes.
-MEMORY = 1 << 27
+MEMORY = 1 << 26
 
 
 def bounds(
@@ -43,6 +44,7 @@ def bounds(
     rounding: Literal["nearest", "outward"] = "nearest",
     upper: bool = True,
     linear: bool = False,
+    intersect: bool = True,
     memory: int = MEMORY,
 ) -> Bounds:
     """Bounds of C f(x') over the region.
@@ -54,6 +56,8 @@ def bounds(
     targets : instead of `spec`, which outputs to bound for each example.
     upper : whether upper bounds are wanted; without them the last pass costs half.
     linear : also return the linear functions of the input (backward methods only).
+    intersect : keep, entry by entry, the tighter of interval and backward bound; False gives the published algorithm,
+        whose bounds inside the network are the backward ones alone.
     memory : bytes that the rows of one backward pass may take.
 
     Raises
@@ -71,43 +75,56 @@ def bounds(
     x = region.x
     terms = graph.longest_sum if rounding == "outward" else 0
     state = Propagation(graph.bind(x.dtype, x.device), region, Rounding(rounding == "outward", terms))
-    propagate(state, method, memory)
+    propagate(state, method, memory, intersect)
     _check_finite(graph, state.boxes[graph.output])
-    return _conclude(state, graph.output, rows, method, upper, linear, memory)
+    return _conclude(state, graph.output, rows, _Wish(method, upper, linear, intersect, memory))
 
 
-def propagate(state: Propagation, method: Method, memory: int) -> None:
+@dataclass(frozen=True)
+class _Wish:
+    """How the output is to be bounded."""
+
+    method: Method
+    upper: bool
+    linear: bool
+    intersect: bool
+    memory: int
+
+    @property
+    def through(self) -> bool:
+        return self.method != "ibp"
+
+
+def propagate(state: Propagation, method: Method, memory: int, intersect: bool = True) -> None:
     """Boxes of every value.  Refines, before a nonlinear node is reached, what its relaxation depends on."""
     for node in state.nodes:
+        if method != "crown" and state.separable:
+            state.advance()
+            continue
         for parent, wanted in zip(node.inputs, node.operator.wanted(*(state.boxes[i] for i in node.inputs))):
             if wanted is None or state.tight[parent]:
                 continue
             if method == "crown":
-                refine(state, parent, wanted, memory)
+                refine(state, parent, wanted, memory, intersect)
             elif not state.separable and state.affine(parent):
                 # The first affine layer of a ball: its exact reach (dual norm) instead of its enclosing box.
                 refine(state, parent, torch.ones_like(wanted), memory)
         state.advance()
 
 
-def _conclude(
-    state: Propagation, output: int, rows: Tensor | None, method: Method, upper: bool, linear: bool, memory: int
-) -> Bounds:
+def _conclude(state: Propagation, output: int, rows: Tensor | None, wish: _Wish) -> Bounds:
     box = state.boxes[output]
-    if method == "ibp" and rows is None and not (state.affine(output) and not state.separable):
-        if linear:
-            raise InputError("method 'ibp' has no linear functions of the input; use 'crown' or 'crown-ibp'")
-        return Bounds(box.lower.flatten(1), box.upper.flatten(1))
-    through = method != "ibp"
-    if linear and not through:
+    if wish.linear and not wish.through:
         raise InputError("method 'ibp' has no linear functions of the input; use 'crown' or 'crown-ibp'")
+    if not wish.through and rows is None and (state.separable or not state.affine(output)):
+        return Bounds(box.lower.flatten(1), box.upper.flatten(1))
     if rows is None:
         outputs = box.lower[0].numel()
         rows = torch.eye(outputs, dtype=box.lower.dtype, device=box.lower.device).expand(len(box.lower), -1, -1)
-    found = [_pass(state, output, part, through, upper, linear) for part in _parts(state, output, rows, memory)]
+    found = [_pass(state, output, part, wish) for part in _parts(state, output, rows, wish.memory)]
     merged = [torch.cat(pieces) for pieces in zip(*((b.lower, b.upper) for b in found))]
     functions = None
-    if linear:
+    if wish.linear:
         functions = tuple(torch.cat(pieces) for pieces in zip(*(b.linear for b in found if b.linear is not None)))
     return Bounds(merged[0], merged[1], functions)  # type: ignore[arg-type]
 
@@ -121,24 +138,27 @@ def _parts(state: Propagation, output: int, rows: Tensor, memory: int) -> list[t
     ]
 
 
-def _pass(
-    state: Propagation, output: int, part: tuple[slice, Tensor], through: bool, upper: bool, linear: bool
-) -> Bounds:
+def _pass(state: Propagation, output: int, part: tuple[slice, Tensor], wish: _Wish) -> Bounds:
     examples, rows = part
     shaped = rows.reshape(*rows.shape[:2], *state.boxes[output].lower.shape[1:])
-    carried = Pass(state, examples, both=upper, through=through, keep=linear).run(output, shaped)
+    carried = Pass(state, examples, wish.upper, wish.through, keep=wish.linear).run(output, shaped)
     above = torch.full_like(carried.lower, torch.inf) if carried.upper is None else carried.upper
     result = Box(carried.lower, above)
-    if through:
+    if wish.through and wish.intersect:
         # Intervals with the last affine layers folded into the rows; now and then they are the tighter of the two.
-        plain = Pass(state, examples, both=upper, through=False).run(output, shaped)
+        plain = Pass(state, examples, wish.upper, through=False).run(output, shaped)
         result = result.intersect(Box(plain.lower, above if plain.upper is None else plain.upper))
     functions = None
-    if linear and carried.rows is not None and carried.bias is not None:
-        half = rows.shape[1]
-        A, b = carried.rows.squeeze(2), carried.bias
-        functions = (A[:, :half], b[:, :half], -A[:, half:], -b[:, half:])
+    if wish.linear and carried.rows is not None:
+        functions = _functions(carried.rows.squeeze(2), carried.bias, rows.shape[1])
     return Bounds(result.lower, result.upper, functions)
+
+
+def _functions(A: Tensor, b: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(A_l, b_l, A_u, b_u) from the rows that reached the input; the upper ones trivial where they were not asked for."""
+    if A.shape[1] == rows:
+        return A, b, torch.zeros_like(A), torch.full_like(b, torch.inf)
+    return A[:, :rows], b[:, :rows], -A[:, rows:], -b[:, rows:]
 
 
 def _check_finite(graph: Graph, box: Box) -> None:

@@ -15,13 +15,10 @@ from torch.nn import functional as F
 
 from holdfast.inputs.bounds.affine import Signed, operands
 from holdfast.inputs.bounds.operator import Call, Operand
-from holdfast.inputs.bounds.patches import Patches
+from holdfast.inputs.bounds.patches import Patches, Phases
 from holdfast.inputs.bounds.rows import Rows
 
 aten = torch.ops.aten
-
-#: Images up to this many kernels large are mapped by a dense matrix: less arithmetic is skipped than overhead saved.
-_FILLED = 4
 
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -44,6 +41,7 @@ class Convolution(Signed):
         self.bias: Tensor | None = call.argument("bias")
         self.has_offset = self.bias is not None  # type: ignore[misc]
         self.axes = self.weight.ndim - 2
+        self._phased: Tensor | None = None
         self._matrices: dict[tuple[tuple[int, ...], tuple[int, ...]], Tensor] = {}
         self.geometry = tuple(call.argument(name) for name in ("stride", "padding", "dilation", "groups"))
 
@@ -73,12 +71,17 @@ class Convolution(Signed):
         images = x.reshape(-1, *x.shape[-self.axes - 1 :])
         return self.call.target(images, weight, bias, *self.geometry).reshape(len(x), *self.call.out_shape)
 
-    def adjoint(self, rows: Tensor) -> tuple[Tensor, ...]:
-        _, padding, _, _ = self._explicit()
+    def adjoint(self, rows: Tensor) -> tuple[Rows, ...]:
+        stride, padding, dilation, groups = self._explicit()
         if padding is None:
             return super().adjoint(rows)
         inner = self.call.in_shapes[0]
         images = rows.reshape(-1, *self.call.out_shape[-self.axes - 1 :])
+        square = self.axes == 2 and len(inner) == 4 and stride[0] == stride[1] > 1 and dilation == [1, 1]
+        if square and groups == 1 and images.dtype == torch.float32:
+            phases = F.conv2d(images, self._by_phase(stride[0]), padding=self._reach(stride[0]))
+            values = phases.reshape(*rows.shape[:2], *phases.shape[1:])
+            return (Phases(values, stride[0], (padding[0], padding[1]), (inner[-2], inner[-1])),)
         pulled = self._transposed(images, tuple(inner[-self.axes :]), padding)
         return (pulled.reshape(*rows.shape[:2], *inner),)
 
@@ -91,11 +94,30 @@ class Convolution(Signed):
         pulled = self._transposed(values.flatten(0, 1), grown, [0, 0])
         return (self._moved(patches.top, patches.left, pulled.reshape(*values.shape[:2], *pulled.shape[1:])),)
 
+    def _reach(self, stride: int) -> list[int]:
+        """How many further squares of side `stride` the kernel touches along each axis."""
+        return [-(-size // stride) - 1 for size in self.weight.shape[2:]]
+
+    def _by_phase(self, stride: int) -> Tensor:
+        """Weights of the plain convolution that gives the adjoint sorted by phase, one output channel a phase.
+
+        Output pixel stride * t + a collects input pixel i times kernel entry a + stride * (t - i).
+        """
+        if self._phased is None:
+            reach = self._reach(stride)
+            parts = []
+            for above in range(stride):
+                for left in range(stride):
+                    part = self.weight[:, :, above::stride, left::stride]
+                    missing = [reach[i] + 1 - part.shape[2 + i] for i in (0, 1)]
+                    parts.append(F.pad(part, (0, missing[1], 0, missing[0])).transpose(0, 1).flip(2, 3))
+            self._phased = torch.stack(parts, 1).flatten(0, 1)
+        return self._phased
+
     def _transposed(self, images: Tensor, size: tuple[int, ...], padding: list[int]) -> Tensor:
         """Adjoint of the convolution on images (batch, channels, *outer) -> (batch, channels, *size)."""
         stride, _, dilation, groups = self._explicit()
-        kernel = self.weight.shape[2:]
-        if math.prod(size) <= _FILLED * kernel.numel() and groups == 1:
+        if self._worth_a_matrix(images, size):
             matrix = self._matrix(tuple(images.shape[1:]), size, padding)
             return (images.flatten(1) @ matrix).reshape(len(images), -1, *size)
         if images.dtype == torch.float64 and images.device.type == "cpu":
@@ -106,6 +128,13 @@ class Convolution(Signed):
                 images, shape, self.weight, None, stride, padding, dilation, False, [0] * self.axes, groups, wanted
             )[0]
         return self._plain(images, size, padding)
+
+    def _worth_a_matrix(self, images: Tensor, size: tuple[int, ...]) -> bool:
+        """Whether a dense product, which multiplies by zeros too, still beats the convolution's kernels."""
+        stride, _, _, groups = self._explicit()
+        slow = 3 if images.dtype == torch.float64 else 8 if max(stride) > 1 else 2
+        waste = math.prod(size) / self.weight.shape[2:].numel()
+        return groups == 1 and waste <= slow and len(images) >= 2 * images[0].numel()
 
     def _plain(self, images: Tensor, size: tuple[int, ...], padding: list[int]) -> Tensor:
         stride, _, dilation, groups = self._explicit()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import map_aggregate
 
-from holdfast.inputs.bounds.patches import Patches
+from holdfast.inputs.bounds.patches import Patches, Phases
 from holdfast.inputs.bounds.rows import Columns, Rows, inner
 
 
@@ -201,7 +201,7 @@ class Affine(Operator):
     def relax(self, *boxes: Box) -> Relaxation:
         return self
 
-    def adjoint(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def adjoint(self, rows: Tensor) -> tuple[Rows, ...]:
         """rows J for every input: (examples, rows, *out event) -> (examples, rows, *in event)."""
         _, pullback = torch.func.vjp(self.call, *self.call.zeros())
         flat = rows.flatten(0, 1).reshape(-1, *self.call.out_shape)
@@ -270,7 +270,7 @@ class Lines:
         index = moving.nonzero().squeeze(1)
         return index if len(index) <= _WORTH_CHOOSING * len(moving) else None
 
-    def pull_patches(self, patches: Patches, examples: slice) -> Pulled | None:
+    def pull_patches(self, patches: Patches | Phases, examples: slice) -> Pulled | None:
         if self.lower_slope.ndim != 5:
             return None
         values = patches.values

@@ -1,7 +1,8 @@
 """Stacks of rows on a value, and what every kind of them can do.
 
-Rows are ordinary tensors (examples, rows, *event), windows of an image (`Patches`), or a choice of columns (`Columns`):
-entries of a value that is zero over the whole region, such as a ReLU that is never active, need no column.
+Rows are ordinary tensors (examples, rows, *event), windows of an image (`Patches`), images in another order (`Phases`),
+or a choice of columns (`Columns`): entries of a value that is zero over the whole region, such as a ReLU that is never
+active, need no column.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from holdfast.inputs.bounds.patches import Patches
+from holdfast.inputs.bounds.patches import Patches, Phases
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Columns:
         return whole.index_copy(2, self.index, self.values).reshape(*self.values.shape[:2], *self.shape)
 
 
-Rows = Tensor | Patches | Columns
+Rows = Tensor | Patches | Phases | Columns
 
 
 def inner(rows: Rows, value: Tensor) -> Tensor:
     """row . value for every row, (examples, rows); `value` is (examples, *event)."""
-    if isinstance(rows, Patches):
+    if isinstance(rows, (Patches, Phases)):
         return rows.inner(value.squeeze(1))
     flat = value.flatten(1)
     if isinstance(rows, Columns):
@@ -54,7 +55,7 @@ def dense(rows: Rows) -> Tensor:
 
 def mirrored(rows: Rows) -> Rows:
     """The rows followed by their negatives."""
-    if isinstance(rows, Patches):
+    if isinstance(rows, (Patches, Phases)):
         return rows.mirrored()
     if isinstance(rows, Columns):
         return replace(rows, values=torch.cat([rows.values, -rows.values], 1))
