@@ -46,7 +46,7 @@ PAIRS: tuple[tuple[Rule, Update], ...] = (("gsl", "gradient"), ("gsd", "diagonal
 ITERATIONS = 30
 NOTES = (
     "Against random blocks of the forests' own size the ratio lies at its limit of 0.3, from 0.24 to 0.31 over seeds, "
-    "and the side on which the largest falls depends on rounding: with one thread a seed was at 0.305, with two at 0.297."
+    "and the side on which the largest falls depends on rounding: 0.305 with one thread, 0.297 with two."
 )
 
 
