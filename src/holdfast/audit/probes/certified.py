@@ -34,7 +34,7 @@ from holdfast.threats.base import Threat, Valid
 from holdfast.threats.wording import number
 
 #: Radii of the curve, in units of the chosen one, rising.
-FRACTIONS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)
+FRACTIONS = (0.0625, 0.125, 0.25, 0.5, 1.0)
 #: Beyond this many entries that nonlinear operators look at, only the output is bounded backwards.
 MANY_NEURONS = 20_000
 #: Noise of the smoothed model, in units of the range of values (images) or of each feature's spread (anything else).
@@ -350,6 +350,6 @@ def _vote_method(state: Votes) -> str:
         f"{number(state.sigma)} units (a unit is the range of values for images, a feature's standard deviation "
         f"otherwise), up to {DRAWS} votes an example after {DRAWS_FOR_LABEL} that choose the label, stopped as soon as "
         f"it was decided whether the certified Euclidean distance reaches {number(state.target)}. Each certificate is "
-        f"wrong with probability at most {ERROR:g}. The guarantee is about Euclidean distance whatever threat was asked "
-        "for."
+        f"wrong with probability at most {ERROR:g}. The guarantee is about Euclidean distance, whatever threat was "
+        "asked for."
     )

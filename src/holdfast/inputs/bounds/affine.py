@@ -7,8 +7,8 @@ are kept as centre c and radius r:  c' = J c + b,  r' = |J| r.
 from __future__ import annotations
 
 import math
-import operator
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from holdfast.inputs.bounds.patches import Patches
 from holdfast.inputs.bounds.rows import Columns, Rows, dense
 
 aten = torch.ops.aten
+Targets = tuple[Callable[..., Any], ...]
 
 
 def operands(call: Call) -> int:
@@ -31,7 +32,7 @@ def operands(call: Call) -> int:
 class Reshape(Affine):
     """The same entries in the same order under another shape."""
 
-    targets = (
+    targets: ClassVar[Targets] = (
         aten.view.default,
         aten._unsafe_view.default,
         aten.reshape.default,
@@ -51,7 +52,7 @@ class Reshape(Affine):
     def value(self, *inputs: Tensor) -> Tensor:
         return inputs[0].reshape(len(inputs[0]), *self.call.out_shape)
 
-    def adjoint(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def adjoint(self, rows: Tensor) -> tuple[Rows, ...]:
         return (rows.reshape(*rows.shape[:2], *self.call.in_shapes[0]),)
 
     def adjoint_patches(self, patches: Patches) -> tuple[Patches, ...] | None:
@@ -61,7 +62,7 @@ class Reshape(Affine):
 class Identity(Reshape):
     """Copies, casts between floating types, and dropout in evaluation mode."""
 
-    targets = (
+    targets: ClassVar[Targets] = (
         aten.clone.default,
         aten.contiguous.default,
         aten.alias.default,
@@ -87,7 +88,7 @@ class Identity(Reshape):
 class Move(Affine):
     """Entries moved, dropped, repeated or joined; nothing is computed."""
 
-    targets = (
+    targets: ClassVar[Targets] = (
         aten.expand.default,
         aten.repeat.default,
         aten.cat.default,
@@ -113,7 +114,7 @@ class Move(Affine):
 class Overwrite(Move):
     """An assignment `a[...] = b`: the entries of b in a's shape."""
 
-    targets = (aten.copy.default,)
+    targets: ClassVar[Targets] = (aten.copy.default,)
 
     def __init__(self, call: Call) -> None:
         # The traced operator has no derivative; the same map written as an expansion has.
@@ -127,7 +128,7 @@ def _overwritten(old: Tensor, new: Tensor) -> Tensor:
 class Pick(Move):
     """Every input entry moved to at most one place."""
 
-    targets = (
+    targets: ClassVar[Targets] = (
         aten.permute.default,
         aten.transpose.int,
         aten.t.default,
@@ -163,7 +164,7 @@ class Pick(Move):
 class Average(Affine):
     """Sums and means with weights that are not negative."""
 
-    targets = (
+    targets: ClassVar[Targets] = (
         aten.sum.default,
         aten.sum.dim_IntList,
         aten.mean.default,
@@ -202,7 +203,7 @@ class Signed(Affine):
 class Scale(Signed):
     """Multiplication or division by constants, entry by entry, and negation."""
 
-    targets = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default)
+    targets: ClassVar[Targets] = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default)
     has_offset = False
 
     def __init__(self, call: Call) -> None:
@@ -232,7 +233,7 @@ class Scale(Signed):
     def absolute(self, *sizes: Tensor) -> Tensor:
         return self.combine(self._lift(sizes[0]), self.constant.abs())
 
-    def adjoint(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def adjoint(self, rows: Tensor) -> tuple[Rows, ...]:
         return (self.combine(rows, self.constant),) if self.diagonal else super().adjoint(rows)
 
     def adjoint_patches(self, patches: Patches) -> tuple[Patches, ...] | None:
@@ -250,7 +251,14 @@ class Scale(Signed):
 class Sum(Signed):
     """a + alpha b, a - alpha b and b - alpha a, where either may be constant."""
 
-    targets = (aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar, aten.rsub.Tensor)
+    targets: ClassVar[Targets] = (
+        aten.add.Tensor,
+        aten.add.Scalar,
+        aten.sub.Tensor,
+        aten.sub.Scalar,
+        aten.rsub.Scalar,
+        aten.rsub.Tensor,
+    )
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
@@ -281,7 +289,7 @@ class Sum(Signed):
         ]
         return Box(self.value(*(low for low, _ in ends)), self.value(*(high for _, high in ends)))
 
-    def adjoint(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def adjoint(self, rows: Tensor) -> tuple[Rows, ...]:
         if not self.aligned:
             return super().adjoint(rows)
         return tuple(rows if weight == 1 else rows * weight for weight in self.coefficients)
@@ -295,7 +303,7 @@ class Sum(Signed):
 class MatrixProduct(Signed):
     """A product with one constant factor, on either side."""
 
-    targets = (aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default)
+    targets: ClassVar[Targets] = (aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default)
     has_offset = False
 
     @classmethod
@@ -309,7 +317,7 @@ class MatrixProduct(Signed):
 class Linear(Signed):
     """W x + b over the last axis."""
 
-    targets = (aten.linear.default, aten.addmm.default)
+    targets: ClassVar[Targets] = (aten.linear.default, aten.addmm.default)
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
@@ -343,7 +351,7 @@ class Linear(Signed):
     def absolute(self, *sizes: Tensor) -> Tensor:
         return F.linear(sizes[0], self.weight.abs())
 
-    def adjoint(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def adjoint(self, rows: Tensor) -> tuple[Rows, ...]:
         return (rows @ self.weight,)
 
     def pull_columns(self, rows: Rows, active: Tensor | None) -> Pulled:
@@ -368,7 +376,7 @@ class Linear(Signed):
 class BatchNorm(Signed):
     """gamma (x - mean) / sqrt(variance + eps) + beta with the stored statistics; axis 1 of the event is the channel."""
 
-    targets = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
+    targets: ClassVar[Targets] = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
     diagonal = True
 
     def __init__(self, call: Call) -> None:
@@ -404,12 +412,8 @@ class BatchNorm(Signed):
     def magnitude(self, *sizes: Tensor) -> Tensor:
         return self.absolute(*sizes) + self.shift.abs() + 2 * self.spread
 
-    def adjoint(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def adjoint(self, rows: Tensor) -> tuple[Rows, ...]:
         return (rows * self.scale,)
 
     def adjoint_patches(self, patches: Patches) -> tuple[Patches, ...] | None:
         return (replace(patches, values=patches.values * self.scale),)
-
-
-#: Targets that give several results, one of which the program takes by index.
-TAKES_ITEM = (operator.getitem,)

@@ -16,7 +16,7 @@ block of rows at a time, and the result is intersected with the interval.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -54,6 +54,11 @@ class Pass:
     through: bool = True
     keep: bool = False
 
+    pending: dict[int, Rows] = field(init=False, default_factory=dict)
+    bias: Tensor = field(init=False)
+    charge: Tensor = field(init=False)
+    mirrored: bool = field(init=False, default=False)
+
     def run(self, start: int, rows: Tensor) -> Carried:
         """Bounds of rows . value, `rows` of shape (examples, rows, *event)."""
         self._begin(rows.shape[:2], rows)
@@ -76,10 +81,8 @@ class Pass:
         return self._finish(node.inputs[0])
 
     def _begin(self, shape: torch.Size, like: Tensor) -> None:
-        self.pending: dict[int, Rows] = {}
         self.bias = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.charge = self.bias
-        self.mirrored = False
 
     def _finish(self, start: int) -> Carried:
         for position in range(start, 0, -1):

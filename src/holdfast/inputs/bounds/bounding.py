@@ -155,7 +155,7 @@ def _pass(state: Propagation, output: int, part: tuple[slice, Tensor], wish: _Wi
 
 
 def _functions(A: Tensor, b: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(A_l, b_l, A_u, b_u) from the rows that reached the input; the upper ones trivial where they were not asked for."""
+    """(A_l, b_l, A_u, b_u) from the rows that reached the input; trivial upper ones where they were not asked for."""
     if A.shape[1] == rows:
         return A, b, torch.zeros_like(A), torch.full_like(b, torch.inf)
     return A[:, :rows], b[:, :rows], -A[:, rows:], -b[:, rows:]

@@ -103,21 +103,23 @@ class Graph:
         return self.shape if position == 0 else self.steps[position - 1].shape
 
     def _constants(self, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-        tensors = dict(self.model.named_parameters(remove_duplicate=False))
-        tensors |= dict(self.model.named_buffers(remove_duplicate=False))
+        tensors: dict[str, Tensor] = dict(self.model.named_buffers(remove_duplicate=False))
+        tensors.update(self.model.named_parameters(remove_duplicate=False))
         values: dict[str, Any] = {}
         for name, (kind, target) in self.sources.items():
             tensor = tensors[target] if kind == "model" else self.lifted[target]
             values[name] = _cast(tensor, dtype, device)
         for node in self.constant_nodes:
-            args, kwargs = (map_arg(part, lambda n: values[n.name]) for part in (node.args, node.kwargs))
-            target: Any = node.target
-            values[node.name] = map_aggregate(target(*args, **kwargs), lambda v: _cast(v, dtype, device))
+            args: Any = map_arg(node.args, lambda n: values[n.name])
+            kwargs: Any = map_arg(node.kwargs, lambda n: values[n.name])
+            function: Any = node.target
+            values[node.name] = map_aggregate(function(*args, **kwargs), lambda v: _cast(v, dtype, device))
         return values
 
     def not_finite(self) -> list[str]:
         """Names of parameters and buffers that hold NaN or infinity."""
-        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers()), **self.lifted}
+        tensors: dict[str, Tensor] = {**dict(self.model.named_buffers()), **self.lifted}
+        tensors.update(self.model.named_parameters())
         return [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
 
     @cached_property

@@ -33,7 +33,9 @@ class Propagation:
         self.separable = isinstance(region.threat, (Linf, BoxThreat))
         lower, upper = (end.unsqueeze(1) for end in region.interval())
         if rounding.outward:
-            lower, upper = lower.nextafter(lower.new_tensor(-torch.inf)), upper.nextafter(upper.new_tensor(torch.inf))
+            # The ends of the region were computed too, from a radius that its dtype may have rounded.
+            x, unit, tiny = region.x.unsqueeze(1).abs(), torch.finfo(lower.dtype).eps, torch.finfo(lower.dtype).tiny
+            lower, upper = lower - unit * (x + lower.abs()) - tiny, upper + unit * (x + upper.abs()) + tiny
         self.boxes = [Box(lower, upper)]
         self.tight = [self.separable]
         self._independent = [self.separable]

@@ -95,8 +95,8 @@ class Call:
 
         return Call(
             self.target,
-            map_aggregate(self.args, changed),  # type: ignore[arg-type]
-            map_aggregate(self.kwargs, changed),  # type: ignore[arg-type]
+            map_aggregate(self.args, changed),
+            map_aggregate(self.kwargs, changed),
             self.in_shapes,
             self.out_shape,
             self.dtype,
@@ -203,10 +203,10 @@ class Affine(Operator):
 
     def adjoint(self, rows: Tensor) -> tuple[Rows, ...]:
         """rows J for every input: (examples, rows, *out event) -> (examples, rows, *in event)."""
-        _, pullback = torch.func.vjp(self.call, *self.call.zeros())
+        pullback: Any = torch.func.vjp(self.call, *self.call.zeros())[1]
         flat = rows.flatten(0, 1).reshape(-1, *self.call.out_shape)
         pulled = torch.func.vmap(pullback)(flat)
-        return tuple(part.reshape(*rows.shape[:2], *part.shape[1:]) for part in pulled)
+        return tuple(part.reshape(rows.shape[0], rows.shape[1], *part.shape[1:]) for part in pulled)
 
     def pull(self, rows: Tensor, examples: slice) -> Pulled:
         bias = rows.flatten(2) @ self.offset().flatten() if self.has_offset else None
