@@ -111,7 +111,11 @@ class Interrupting(Silent):
 
 
 def test_ctrl_c_ends_cleanly_and_resumes(tmp_path):
-    run = audit(toy_subject(), out=tmp_path / "run", probes=[ToyProbe()], observer=Interrupting())
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with Ctrl-C ignored
+    try:
+        run = audit(toy_subject(), out=tmp_path / "run", probes=[ToyProbe()], observer=Interrupting())
+    finally:
+        signal.signal(signal.SIGINT, earlier)
     assert run.manifest["stopped_because"] == "interrupted by the user"
     assert run.sections[0].examined == 3 * 16
     assert findings(tmp_path / "run")["sections"][0]["status"] == "partial"
