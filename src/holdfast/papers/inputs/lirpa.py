@@ -231,7 +231,7 @@ def _affine_gap(model: nn.Module, graph: Graph, x: Tensor, threat: Threat, metho
         value = model(x).flatten(1)
     slope = torch.func.jacrev(lambda one: model(one[None]).flatten())(x[0]).expand(len(x), -1, -1, -1, -1)
     low, high = value + threat.worst(slope, x, VALID), value - threat.worst(-slope, x, VALID)
-    return float(torch.maximum((found.lower - low).abs(), (found.upper - high).abs()).max())
+    return float(torch.maximum((found.lower - low).abs(), (found.upper - high).abs()).max().detach())
 
 
 @torch.no_grad()
