@@ -78,7 +78,9 @@ def test_long_curves_stay_small_and_keep_their_ends():
     ],
 )
 def test_odd_curves_are_drawn(series):
-    svg(Curve("T", "x", "y", series, y_limits=(0.0, 1.0)))
+    _, _, texts = svg(Curve("T", "x", "y", series, y_limits=(0.0, 1.0)))
+    assert {"x", "y"} <= set(texts)
+    assert not {"nan", "inf", "nan%", "inf%"} & set(texts)
 
 
 def test_points_are_labelled_unless_labels_would_hide_one_another():
@@ -93,7 +95,9 @@ def test_points_are_labelled_unless_labels_would_hide_one_another():
 
 
 def test_log_axes():
-    svg(Curve("T", "x", "y", (Series("s", (1e-3, 1.0, 1e3), (1e-9, 1e-3, 1.0)),), x_log=True, y_log=True))
+    _, _, texts = svg(Curve("T", "x", "y", (Series("s", (1e-3, 1.0, 1e3), (1e-9, 1e-3, 1.0)),), x_log=True, y_log=True))
+    assert {"x", "y"} <= set(texts)
+    assert any("10" in text for text in texts), "decades are not marked"
 
 
 def test_small_matrices_show_every_value_and_missing_ones_as_missing():

@@ -6,6 +6,9 @@ D, rounding to multiples of the standard quantisation tables (ITU T.81, annex K)
     s = 5000 / quality below 50, else 200 - 2 quality;   q = clip(floor((table * s + 50) / 100), 1, 255)
 
 and back, chroma enlarged by the triangle filter that decoders use.  Entropy coding is lossless and is left out.
+Codecs round their transforms differently, so this is not bit for bit any one of them: a coefficient that falls on the
+other side of a rounding step moves its whole block.  tests/inputs/corruption/test_corrupt.py holds it to Pillow's: at
+least 97 % of grey and 92 % of colour values within 2/255, on images of independent random channels.
 x (n, height, width, channels) in [0, 1]; three channels are colour, any other number is coded channel by channel.
 """
 
