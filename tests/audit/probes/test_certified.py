@@ -84,6 +84,12 @@ def test_a_plane_is_proven_exactly_where_it_is_out_of_reach():
             np.abs(distance - fraction * radius) > 1e-6
         ].all()
     finding = section.findings[0]
+    x, _ = subject.test.take(np.arange(EXAMPLES))
+    weight = subject.model.weight.detach().numpy()
+    from_plane = np.abs((x - 0.5) @ weight) / np.abs(weight).sum()  # of the answer, right or wrong
+    clear = np.abs(from_plane - radius) > 1e-6
+    assert (evidence["abstained"] == (from_plane <= radius))[clear].all()
+    assert evidence["abstained"][:9].mean() < 1  # a wrong answer can be proven to stay
     assert finding.key == "certified.accuracy"
     assert finding.headline
     assert finding.estimate.low <= evidence["certified"].mean() <= finding.estimate.high

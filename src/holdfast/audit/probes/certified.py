@@ -105,23 +105,24 @@ class CertifiedProbe:
         """Columns, one row an example.
 
         By bounds: `proven` (n, radii) bool: right, and proven at that radius; `certified` (n,) bool: the same at the
-        chosen radius; `intervals` (n,) bool: there by intervals alone.
+        chosen radius; `intervals` (n,) bool: there by intervals alone; `abstained` (n,) bool: the answer, right or
+        wrong, is not proven at the chosen radius.
         By smoothing: `certified` (n,) bool: right, with radius at least the target; `radius` (n,), 0 where wrong;
         `abstained` (n,) bool; `draws` (n,).
         """
         if isinstance(state, Votes):
             return self._vote(subject, state, batch)
         valid = _widened(subject.valid, batch.x)
-        reach = _largest_proven(state, batch, valid)
-        proven = reach[:, None] >= torch.arange(len(state.threats))
-        shown = torch.zeros(len(batch), dtype=torch.bool)
-        if bool(batch.correct.any()):
-            x, y = batch.x[batch.correct], batch.y[batch.correct]
-            shown[batch.correct.cpu()] = certify(state.graph, x, y, state.threat, valid, "ibp").certified.cpu()
+        answers = batch.logits.argmax(1)
+        right = batch.correct.cpu()
+        stable = _largest_stable(state, batch.x, answers, valid)[:, None] >= torch.arange(len(state.threats))
+        proven = stable & right[:, None]
+        shown = certify(state.graph, batch.x, answers, state.threat, valid, "ibp").certified.cpu() & right
         return {
             "proven": proven.numpy(),
             "certified": proven[:, state.chosen].numpy(),
             "intervals": shown.numpy(),
+            "abstained": ~stable[:, state.chosen].numpy(),
         }
 
     def _vote(self, subject: Subject, state: Votes, batch: Batch) -> Rows:
@@ -176,13 +177,13 @@ class CertifiedProbe:
         )
 
 
-def _largest_proven(state: Provable, batch: Batch, valid: Valid) -> Tensor:
-    """Place of the largest radius at which each example is proven, -1 for none; (batch,) on the CPU.
+def _largest_stable(state: Provable, x: Tensor, answers: Tensor, valid: Valid) -> Tensor:
+    """Place of the largest radius at which each answer is proven to stay, -1 for none; (batch,) on the CPU.
 
     By halving: a proof covers every smaller radius, and where one fails larger radii are not tried.
     """
-    least = torch.full((len(batch),), -1)
-    failed = torch.where(batch.correct.cpu(), len(state.threats), 0)
+    least = torch.full((len(x),), -1)
+    failed = torch.full((len(x),), len(state.threats))
     while True:
         middle = torch.div(least + failed, 2, rounding_mode="floor")
         undecided = failed - least > 1
@@ -190,9 +191,9 @@ def _largest_proven(state: Provable, batch: Batch, valid: Valid) -> Tensor:
             return least
         for place in middle[undecided].unique().tolist():
             rows = (undecided & (middle == place)).nonzero().squeeze(1)
-            there = rows.to(batch.x.device)
-            x, y = batch.x[there], batch.y[there]
-            proven = certify(state.graph, x, y, state.threats[place], valid, state.method).certified.cpu()
+            there = rows.to(x.device)
+            found = certify(state.graph, x[there], answers[there], state.threats[place], valid, state.method)
+            proven = found.certified.cpu()
             least[rows[proven]], failed[rows[~proven]] = place, place
 
 
@@ -273,6 +274,18 @@ def _proven(state: Provable, evidence: Evidence, settings: Settings) -> tuple[tu
                 "of examples.",
             )
         )
+    abstained = _share(evidence["abstained"], settings)
+    findings.append(
+        Finding(
+            "certified",
+            "abstained",
+            abstained,
+            f"A system that answers only what it can prove would abstain on {abstained.value:.0%} of examples, right "
+            "answers among them.",
+            direction="lower is better",
+            column="abstained",
+        )
+    )
     shares = [_share(evidence["proven"][:, place], settings) for place in range(len(state.radii))]
     name = "linear bounds" if state.method == "crown" else "linear bounds on intervals"
     curve = Curve(
