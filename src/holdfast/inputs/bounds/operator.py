@@ -56,6 +56,7 @@ class Call:
     """One call of the traced program: `target` with arguments, the perturbed ones replaced by `Operand`s.
 
     `item` selects one result of a target that returns several.  Constant tensors are already in the bound's dtype.
+    `place` is a phrase like " at file:line" for messages.
     """
 
     target: Callable[..., Any]
@@ -66,6 +67,7 @@ class Call:
     dtype: torch.dtype
     device: torch.device
     item: int | None = None
+    place: str = ""
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The value for one example; inputs have their event shapes."""
@@ -102,6 +104,7 @@ class Call:
             self.dtype,
             self.device,
             self.item,
+            self.place,
         )
 
     def zeros(self) -> tuple[Tensor, ...]:
