@@ -15,10 +15,9 @@ from torch import Tensor
 
 from holdfast.core.errors import UnsupportedError
 from holdfast.inputs.attack.apgd import APGD
-from holdfast.inputs.attack.ensemble import Attack
 from holdfast.inputs.attack.gradient import PGD
 from holdfast.inputs.attack.hopskipjump import HopSkipJump
-from holdfast.inputs.attack.loop import AttackRun, Model
+from holdfast.inputs.attack.loop import Attack, AttackRun, Model
 from holdfast.inputs.attack.losses import Goal, Targeted
 from holdfast.inputs.attack.noise import RandomNoise
 from holdfast.inputs.attack.shifts import ShiftAttack
@@ -33,7 +32,7 @@ SAMPLE = 2000
 
 
 @dataclass(frozen=True)
-class EveryMove:
+class EveryMove(Attack):
     """All whole-pixel moves, under the signature that attacks share."""
 
     threat: Translation

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from holdfast.core.errors import InputError
-from holdfast.inputs.attack.loop import AttackRun, Model, Search, ascend
+from holdfast.inputs.attack.loop import Attack, AttackRun, Model, Search, ascend
 from holdfast.inputs.attack.losses import Aim, Goal
 from holdfast.threats.balls import L1, Linf
 from holdfast.threats.base import Threat, Valid, gaussian, per_example, uniform
@@ -64,7 +64,7 @@ class Climb:
 
 
 @dataclass(frozen=True)
-class APGD:
+class APGD(Attack):
     """Auto-PGD with `steps` iterations; `eot` averages the gradient of a random model over that many passes."""
 
     threat: Threat
@@ -81,18 +81,6 @@ class APGD:
                 f"APGD needs steps, restarts and eot of at least 1 and targets of at least 0, got steps={self.steps}, "
                 f"restarts={self.restarts}, eot={self.eot}, targets={self.targets}"
             )
-
-    def __call__(
-        self,
-        model: Model,
-        x: Float[Tensor, "batch *shape"],
-        y: Int[Tensor, " batch"],
-        *,
-        valid: Valid = (0, 1),
-        generator: torch.Generator | None = None,
-        goal: Goal | None = None,
-    ) -> Float[Tensor, "batch *shape"]:
-        return self.run(model, x, y, valid=valid, generator=generator, goal=goal).x_adv
 
     def run(
         self,

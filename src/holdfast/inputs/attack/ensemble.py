@@ -9,7 +9,6 @@ Shapes, ranges and errors as in `gradient`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -18,30 +17,13 @@ from torch import Tensor
 from holdfast.core.errors import InputError
 from holdfast.inputs.attack.apgd import APGD
 from holdfast.inputs.attack.gradient import PGD
-from holdfast.inputs.attack.loop import AttackRun, Model, check_batch, check_logits, forward
+from holdfast.inputs.attack.loop import Attack, AttackRun, Model, check_batch, check_logits, forward
 from holdfast.inputs.attack.losses import Aim, Goal, Targeted
 from holdfast.inputs.attack.square import Square
 from holdfast.threats.balls import L1, L2, Box, Linf
 from holdfast.threats.base import Threat, Valid
 
 UNBROKEN, WRONG = -1, -2
-
-
-@runtime_checkable
-class Attack(Protocol):
-    """What the ensemble calls."""
-
-    def run(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        *,
-        valid: Valid = (0, 1),
-        generator: torch.Generator | None = None,
-        goal: Goal | None = None,
-        clean_logits: Tensor | None = None,
-    ) -> AttackRun: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +89,7 @@ def restrict(goal: Goal, rows: Tensor) -> Goal:
 
 
 @dataclass(frozen=True)
-class StandardEnsemble:
+class StandardEnsemble(Attack):
     """The attacks of `members(threat, version)` in turn."""
 
     threat: Threat
@@ -120,18 +102,6 @@ class StandardEnsemble:
     def names(self) -> tuple[str, ...]:
         """Names of the members, which `broken_by` counts from 0."""
         return tuple(name for name, _ in members(self.threat, self.version))
-
-    def __call__(
-        self,
-        model: Model,
-        x: Float[Tensor, "batch *shape"],
-        y: Int[Tensor, " batch"],
-        *,
-        valid: Valid = (0, 1),
-        generator: torch.Generator | None = None,
-        goal: Goal | None = None,
-    ) -> Float[Tensor, "batch *shape"]:
-        return self.run(model, x, y, valid=valid, generator=generator, goal=goal).x_adv
 
     def run(
         self,

@@ -18,29 +18,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from holdfast.core.errors import InputError
-from holdfast.inputs.attack.loop import AttackRun, Model, Search, ascend, forward
+from holdfast.inputs.attack.loop import Attack, AttackRun, Model, Search, ascend, forward
 from holdfast.inputs.attack.losses import Goal
 from holdfast.threats.base import Threat, Valid
 
 
 @dataclass(frozen=True)
-class FGSM:
+class FGSM(Attack):
     """One step of the threat's full size along its steepest direction, from the input itself."""
 
     threat: Threat
     loss: str = "ce"
-
-    def __call__(
-        self,
-        model: Model,
-        x: Float[Tensor, "batch *shape"],
-        y: Int[Tensor, " batch"],
-        *,
-        valid: Valid = (0, 1),
-        generator: torch.Generator | None = None,
-        goal: Goal | None = None,
-    ) -> Float[Tensor, "batch *shape"]:
-        return self.run(model, x, y, valid=valid, generator=generator, goal=goal).x_adv
 
     def run(
         self,
@@ -66,7 +54,7 @@ class FGSM:
 
 
 @dataclass(frozen=True)
-class PGD:
+class PGD(Attack):
     """Projected gradient ascent; stops touching an example once it is fooled.
 
     `step_size` defaults to 2.5 radii over `steps`.  Returned is the first iterate that fools, else the one of highest
@@ -85,18 +73,6 @@ class PGD:
             raise InputError(f"PGD needs at least one step and one restart, got {self.steps} and {self.restarts}")
         if self.step_size is not None and not self.step_size > 0:
             raise InputError(f"the step size of PGD must be positive, got {self.step_size}")
-
-    def __call__(
-        self,
-        model: Model,
-        x: Float[Tensor, "batch *shape"],
-        y: Int[Tensor, " batch"],
-        *,
-        valid: Valid = (0, 1),
-        generator: torch.Generator | None = None,
-        goal: Goal | None = None,
-    ) -> Float[Tensor, "batch *shape"]:
-        return self.run(model, x, y, valid=valid, generator=generator, goal=goal).x_adv
 
     def run(
         self,

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from holdfast.core.errors import InputError, UnsupportedError
-from holdfast.inputs.attack.loop import AttackRun, Model, Search, forward
+from holdfast.inputs.attack.loop import Attack, AttackRun, Model, Search, forward
 from holdfast.inputs.attack.losses import Goal
 from holdfast.threats.balls import L2, Box, Linf
 from holdfast.threats.base import Threat, Valid, gaussian, per_example, uniform, valid_bounds
@@ -35,7 +35,7 @@ PROBE_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True)
-class HopSkipJump:
+class HopSkipJump(Attack):
     """`iterations` boundary steps with `initial_evals` * sqrt(t) probes, at most `max_evals`, at step t."""
 
     threat: Threat
@@ -50,18 +50,6 @@ class HopSkipJump:
             raise UnsupportedError(f"HopSkipJump attacks L-infinity, Box and L2 threats, not {self.threat!r}")
         if min(self.iterations, self.initial_evals, self.max_evals, self.tries) < 1:
             raise InputError("HopSkipJump needs at least one iteration, one probe and one try")
-
-    def __call__(
-        self,
-        model: Model,
-        x: Float[Tensor, "batch *shape"],
-        y: Int[Tensor, " batch"],
-        *,
-        valid: Valid = (0, 1),
-        generator: torch.Generator | None = None,
-        goal: Goal | None = None,
-    ) -> Float[Tensor, "batch *shape"]:
-        return self.run(model, x, y, valid=valid, generator=generator, goal=goal).x_adv
 
     def run(
         self,

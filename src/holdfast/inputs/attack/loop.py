@@ -9,6 +9,7 @@ against the threat's set.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -40,6 +41,41 @@ class AttackRun:
     queries: Int[Tensor, " batch"]
     norm: Float[Tensor, " batch"]
     best_loss: Float[Tensor, " batch"]
+
+
+class Attack(ABC):
+    """An attack is configured once and called often: `attack(model, x, y)` gives adversarial inputs, `run` everything.
+
+    Subclasses write `run`.  x (batch, *shape) lies in `valid`; y int64 (batch,); model maps x to logits (batch,
+    classes).  Raises InputError for inputs, labels or a model that do not fit (see `check_batch`).
+    """
+
+    def __call__(
+        self,
+        model: Model,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, " batch"],
+        *,
+        valid: Valid = (0, 1),
+        generator: torch.Generator | None = None,
+        goal: Goal | None = None,
+    ) -> Float[Tensor, "batch *shape"]:
+        """Adversarial inputs like `x`; an example that could not be fooled comes back inside the set all the same."""
+        return self.run(model, x, y, valid=valid, generator=generator, goal=goal).x_adv
+
+    @abstractmethod
+    def run(
+        self,
+        model: Model,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, " batch"],
+        *,
+        valid: Valid = (0, 1),
+        generator: torch.Generator | None = None,
+        goal: Goal | None = None,
+        clean_logits: Float[Tensor, "batch classes"] | None = None,
+    ) -> AttackRun:
+        """Adversarial inputs with the record of the search; `clean_logits` saves a pass where they are known."""
 
 
 class EscapeWarning(UserWarning):

@@ -12,29 +12,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from holdfast.inputs.attack.loop import AttackRun, Model, Search, forward
+from holdfast.inputs.attack.loop import Attack, AttackRun, Model, Search, forward
 from holdfast.inputs.attack.losses import Goal
 from holdfast.threats.base import Threat, Valid
 
 
 @dataclass(frozen=True)
-class RandomNoise:
+class RandomNoise(Attack):
     """`draws` random admissible points an example; needs labels only."""
 
     threat: Threat
     draws: int = 10
-
-    def __call__(
-        self,
-        model: Model,
-        x: Float[Tensor, "batch *shape"],
-        y: Int[Tensor, " batch"],
-        *,
-        valid: Valid = (0, 1),
-        generator: torch.Generator | None = None,
-        goal: Goal | None = None,
-    ) -> Float[Tensor, "batch *shape"]:
-        return self.run(model, x, y, valid=valid, generator=generator, goal=goal).x_adv
 
     def run(
         self,

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from holdfast.core.errors import InputError, UnsupportedError
-from holdfast.inputs.attack.loop import AttackRun, Model, Search, forward
+from holdfast.inputs.attack.loop import Attack, AttackRun, Model, Search, forward
 from holdfast.inputs.attack.losses import Goal
 from holdfast.threats.balls import L1, L2, Box, Linf
 from holdfast.threats.base import Threat, Valid, uniform
@@ -35,7 +35,7 @@ def share(query: int, first_share: float) -> float:
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(Attack):
     """Square Attack with `queries` proposals; `rescale` stretches the schedule to their number."""
 
     threat: Threat
@@ -50,18 +50,6 @@ class Square:
             raise InputError(
                 f"Square needs at least one query and a share in (0, 1], got {self.queries} and {self.first_share}"
             )
-
-    def __call__(
-        self,
-        model: Model,
-        x: Float[Tensor, "batch *shape"],
-        y: Int[Tensor, " batch"],
-        *,
-        valid: Valid = (0, 1),
-        generator: torch.Generator | None = None,
-        goal: Goal | None = None,
-    ) -> Float[Tensor, "batch *shape"]:
-        return self.run(model, x, y, valid=valid, generator=generator, goal=goal).x_adv
 
     def run(
         self,
