@@ -8,12 +8,13 @@ the slope as it was rounded, so the line is above the function for *any* slope.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from holdfast.inputs.bounds.operator import Box, Call, Lines, Operator, Relaxation
+from holdfast.inputs.bounds.operator import Box, Call, Lines, Operator
 
 aten = torch.ops.aten
 
@@ -23,6 +24,7 @@ class LeakyReLU(Operator):
 
     targets = (aten.leaky_relu.default, aten.relu.default)
     diagonal = True
+    freedoms = 1
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
@@ -51,8 +53,10 @@ class LeakyReLU(Operator):
     def wanted(self, *boxes: Box) -> Sequence[Tensor | None]:
         return [(boxes[0].lower < 0) & (boxes[0].upper > 0)]
 
-    def relax(self, *boxes: Box, lower_slope: Tensor | None = None) -> Relaxation:
-        """`lower_slope` between `slope` and 1, like the box; the default as in the module's description."""
+    def relax(self, *boxes: Box, free: Tensor | None = None) -> Lines:
+        """`free` 0 makes the lower line of an open entry as flat as `slope`, 1 the identity; the default is as in the
+        module's description.
+        """
         lower, upper = boxes[0]
         unstable = (lower < 0) & (upper > 0)
         low, high = lower.clamp(max=0), upper.clamp(min=0)
@@ -62,9 +66,24 @@ class LeakyReLU(Operator):
         chord = (self.slope + (1 - self.slope) * share).clamp(self.slope, 1)
         # As tensors: two bare numbers in `where` would come out in the default dtype, and 0.2 in float32 is not 0.2.
         steep, flat = low.new_tensor(1.0), low.new_tensor(self.slope)
-        if lower_slope is None:
-            lower_slope = torch.where(high > -low, steep, flat)
         line = torch.where(lower >= 0, steep, flat)
+        below = torch.where(high > -low, steep, flat) if free is None else self._below(free)
         above = torch.maximum(high - chord * high, (self.slope - chord) * low)
         bias = torch.where(unstable, above * (1 + 8 * torch.finfo(low.dtype).eps), 0.0)
-        return Lines(torch.where(unstable, lower_slope, line), torch.where(unstable, chord, line), None, bias)
+        return Lines(torch.where(unstable, below, line), torch.where(unstable, chord, line), None, bias)
+
+    def _below(self, free: Tensor) -> Tensor:
+        return free[0] if self.slope == 0 else (self.slope + (1 - self.slope) * free[0]).clamp(self.slope, 1)
+
+    def start(self, *boxes: Box) -> Tensor:
+        lower, upper = boxes[0]
+        return (upper > -lower).to(lower)[None]
+
+    def choices(self, *boxes: Box) -> Callable[[Tensor], Lines]:
+        fixed = self.relax(*boxes)
+        unstable = (boxes[0].lower < 0) & (boxes[0].upper > 0)
+
+        def chosen(free: Tensor) -> Lines:
+            return replace(fixed, lower_slope=torch.where(unstable, self._below(free), fixed.lower_slope))
+
+        return chosen

@@ -9,23 +9,28 @@ through an affine node A <- A J, bias += A b; a value used several times collect
 carried further.  At the input  lower = A x0 + bias + min over the region of A (x' - x0).  Upper bounds are the lower
 bounds of the negated rows; up to the first nonlinear node the two share one pass.
 
+A pass takes two extensions (module `optimize` uses both): the free parameters of the relaxations, a set of its own for
+every row (`choices`), and rows to be added on values (`extra`).  If g . v <= 0 holds for the value v at some node, then
+rows . v >= (rows + beta g) . v for every beta >= 0, so adding beta g to rows that arrive there keeps a lower bound one.
+
 Only rows that some relaxation would use are formed (a ReLU that intervals already show to be stable needs none), a
 block of rows at a time, and the result is intersected with the interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from holdfast.inputs.bounds.affine import Linear
 from holdfast.inputs.bounds.interval import Propagation
-from holdfast.inputs.bounds.operator import Affine, Box, Lines, Pulled
+from holdfast.inputs.bounds.operator import Affine, Box, Lines, Pulled, Relaxation
 from holdfast.inputs.bounds.patches import Patches, Phases
-from holdfast.inputs.bounds.rows import Columns, Rows, absolute, added, dense, inner, mirrored, units
+from holdfast.inputs.bounds.rows import Columns, Rows, absolute, added, aligned, dense, dot, inner, mirrored, units
 
 #: Rows, their successor, and the temporaries of one relaxation are alive at once.
 _COPIES = 6
@@ -41,11 +46,25 @@ class Carried:
     bias: Tensor
 
 
+@runtime_checkable
+class Choices(Protocol):
+    """Relaxations chosen row by row."""
+
+    def relaxation(self, position: int, rows: Rows) -> Relaxation:
+        """The relaxation of the operator that makes the value, for these rows on it; entrywise lines are `seen`."""
+        ...
+
+
 @dataclass
 class Pass:
     """One backward pass for some of the examples, from the value at `start`.
 
-    `through` carries rows through nonlinear nodes by their relaxation; otherwise they stop there and meet the box.
+    through : carry rows through nonlinear nodes by their relaxation; otherwise they stop there and meet the box.
+    keep : also hand out the rows that reach the input.
+    choices : where relaxations with free parameters come from; None takes their defaults.
+    extra : rows to add on the values at these positions, (examples, rows, *event); of a pass for both sides the second
+        half acts on the negated rows.  A value that no row of the pass reaches ignores what is to be added there.
+    record : keep, in `recorded`, the rows that arrive at every value made by a nonlinear operator.
     """
 
     state: Propagation
@@ -53,11 +72,15 @@ class Pass:
     both: bool
     through: bool = True
     keep: bool = False
+    choices: Choices | None = None
+    extra: Mapping[int, Tensor] = field(default_factory=dict)
+    record: bool = False
 
     pending: dict[int, Rows] = field(init=False, default_factory=dict)
     bias: Tensor = field(init=False)
     charge: Tensor = field(init=False)
     mirrored: bool = field(init=False, default=False)
+    recorded: dict[int, Tensor] = field(init=False, default_factory=dict)
 
     def run(self, start: int, rows: Tensor) -> Carried:
         """Bounds of rows . value, `rows` of shape (examples, rows, *event)."""
@@ -89,6 +112,7 @@ class Pass:
             if position in self.pending:
                 self._carry(position)
         self._mirror()
+        self._add_extra(0)
         rows = self.pending.get(0)
         lower = self.bias if rows is None else self.bias + self._at_input(rows)
         rows = None if rows is None or not self.keep else dense(rows)
@@ -104,17 +128,29 @@ class Pass:
         node = self.state.nodes[position - 1]
         if not node.operator.affine:
             self._mirror()
+        self._add_extra(position)
         rows = self.pending.pop(position)
-        self._charge(position, rows)
+        if not node.operator.affine and self.record:
+            self.recorded[position] = dense(rows)
         if not node.operator.affine and not self.through:
+            self._charge(position, rows)
             box = self.state.boxes[position]
             self.bias = self.bias + _least(rows, Box(box.lower[self.examples], box.upper[self.examples]))
             return
-        parts, bias = self._pull(position, rows)
+        if self.choices is not None and node.operator.freedoms:
+            parts, bias = self._pull_chosen(position, rows)
+        else:
+            self._charge(position, rows)
+            parts, bias = self._pull(position, rows)
         if bias is not None:
             self.bias = self.bias + bias
         for parent, part in zip(node.inputs, parts):
             self.pending[parent] = added(self.pending[parent], part) if parent in self.pending else part
+
+    def _add_extra(self, position: int) -> None:
+        if position in self.extra and position in self.pending:
+            self._mirror()
+            self.pending[position] = added(self.pending[position], self.extra[position])
 
     def _pull(self, position: int, rows: Rows) -> Pulled:
         """Rows on the inputs, as windows or chosen columns for as long as that pays."""
@@ -123,21 +159,33 @@ class Pass:
             pulled = None if rows.large else relaxation.pull_patches(rows, self.examples)
             if pulled is not None:
                 return pulled
-        if isinstance(rows, Phases) and isinstance(relaxation, Lines):
-            pulled = relaxation.pull_patches(rows, self.examples)
-            if pulled is not None:
-                return pulled
+        if isinstance(rows, (Phases, Columns)) and isinstance(relaxation, Lines):
+            return relaxation.pull_any(rows, self.examples)
         if isinstance(relaxation, Linear):
             return relaxation.pull_columns(rows, self._active(self.state.nodes[position - 1].inputs[0]))
-        if isinstance(rows, Columns) and isinstance(relaxation, Lines):
-            return relaxation.pull_columns(rows, self.examples)
         return relaxation.pull(dense(rows), self.examples)
+
+    def _pull_chosen(self, position: int, rows: Rows) -> Pulled:
+        """`_pull` by the relaxation that was chosen for these rows."""
+        assert self.choices is not None
+        node = self.state.nodes[position - 1]
+        if not node.operator.diagonal or (isinstance(rows, Patches) and rows.large):
+            rows = dense(rows)
+        relaxation = self.choices.relaxation(position, rows)
+        if self.state.rounding.outward:
+            sizes = [self.state.boxes[i].magnitude[self.examples] for i in node.inputs]
+            seen = (aligned(rows, size) if node.operator.diagonal else size[:, None] for size in sizes)
+            self.charge = self.charge + dot(_values(absolute(rows)), relaxation.magnitude(*seen))
+        if isinstance(relaxation, Lines):
+            return relaxation.act(rows)
+        return relaxation.pull(dense(rows), slice(None))
 
     def _active(self, position: int) -> Tensor | None:
         """Flat positions of the value that can be other than zero, where they are few and no rows wait there."""
         if position == 0 or position in self.pending or not self.through:
             return None
-        if self.state.nodes[position - 1].operator.affine:
+        node = self.state.nodes[position - 1]
+        if node.operator.affine or any(parent in self.extra for parent in node.inputs):
             return None
         relaxation = self.state.relaxation(position)
         return relaxation.active(self.examples) if isinstance(relaxation, Lines) else None
@@ -164,6 +212,10 @@ class Pass:
         rows = dense(rows).squeeze(2)
         moved = region.threat.worst(rows, x, region.valid)
         return (rows.flatten(2) @ x.flatten(1)[..., None]).squeeze(-1) + moved
+
+
+def _values(rows: Rows) -> Tensor:
+    return rows if isinstance(rows, Tensor) else rows.values
 
 
 def _least(rows: Rows, box: Box) -> Tensor:

@@ -36,12 +36,42 @@ class Propagation:
             # The ends of the region were computed too, from a radius that its dtype may have rounded.
             x, unit, tiny = region.x.unsqueeze(1).abs(), torch.finfo(lower.dtype).eps, torch.finfo(lower.dtype).tiny
             lower, upper = lower - unit * (x + lower.abs()) - tiny, upper + unit * (x + upper.abs()) + tiny
-        self.boxes = [Box(lower, upper)]
+        self._begin(Box(lower, upper))
+
+    def _begin(self, box: Box) -> None:
+        self.boxes = [box]
         self.tight = [self.separable]
         self._independent = [self.separable]
         self._affine = [True]
         self._relaxations: dict[int, Relaxation] = {}
         self._sizes: dict[int, Tensor] = {}
+
+    @classmethod
+    def resume(cls, nodes: Sequence[Bound], region: Region, rounding: Rounding, boxes: Sequence[Box]) -> Propagation:
+        """A propagation whose boxes are known already, for instance those of the parts of a region that was split.
+
+        Nothing is computed.  `boxes[k]` (examples, *event) encloses value k over the part that its example stands for;
+        box 0 is the input's.  Where the region is a product of intervals (L-infinity balls, boxes) the boxes say it
+        all and `region` may have any number of examples; otherwise `region.x` has one for every example.
+        """
+        state = cls.__new__(cls)
+        state.nodes, state.region, state.rounding = nodes, region, rounding
+        state.separable = isinstance(region.threat, (Linf, BoxThreat))
+        state._begin(boxes[0])
+        for box in boxes[1:]:
+            state._append(box)
+        return state
+
+    def part(self, examples: Tensor | slice) -> Propagation:
+        """The same for some of the examples."""
+        boxes = [Box(box.lower[examples], box.upper[examples]) for box in self.boxes]
+        region = self.region if self.separable else self.region.part(examples)
+        return Propagation.resume(self.nodes, region, self.rounding, boxes)
+
+    def detached(self) -> Propagation:
+        """The same without a way back to what the boxes were computed from."""
+        boxes = [Box(box.lower.detach(), box.upper.detach()) for box in self.boxes]
+        return Propagation.resume(self.nodes, self.region, self.rounding, boxes)
 
     def advance(self) -> int:
         """Add the next value's box; returns its position."""
@@ -51,12 +81,17 @@ class Propagation:
         if self.rounding.outward and operator.terms:
             size = operator.magnitude(*(self.boxes[i].magnitude for i in node.inputs))
             box = Box(*self.rounding.widen(box.lower, box.upper, size))
+        self._append(box)
+        return len(self.boxes) - 1
+
+    def _append(self, box: Box) -> None:
+        node = self.nodes[len(self.boxes) - 1]
+        operator = node.operator
         alone = len(node.inputs) == 1 and self._independent[node.inputs[0]]
         self.boxes.append(box)
         self.tight.append(alone and (operator.affine or operator.diagonal))
         self._independent.append(alone and operator.diagonal)
         self._affine.append(operator.affine and all(self._affine[i] for i in node.inputs))
-        return len(self.boxes) - 1
 
     def affine(self, position: int) -> bool:
         """Whether the value is an affine function of the input."""

@@ -8,6 +8,15 @@ every value carries one more leading axis for the examples, (examples, *event), 
 An affine operator v_out = J v_in + b needs J's action, its adjoint, and |J|'s action (centre-radius intervals).  The
 adjoint comes from `torch.func.vjp` unless a class writes a faster one.  A nonlinear operator is enclosed between two
 linear functions of its inputs that are valid on their boxes (its *relaxation*).
+
+Free parameters.  Where a relaxation has something to choose (the slope of a ReLU's lower line, the points where lines
+touch a curve), the operator counts those choices in `freedoms`, and `relax(*boxes, free=...)` takes them as numbers in
+[0, 1], one tensor (freedoms, examples, rows, *event): every row of a backward pass has choices of its own.  The boxes
+then carry a rows axis of length one, (examples, 1, *event), so entrywise arithmetic broadcasts by itself, and the lines
+come out as (examples, rows, *event) or anything that broadcasts to it.  Every value in [0, 1] must give a sound
+relaxation, differentiable in `free` (it is optimised by gradient steps), and `start` names the values that give the
+default relaxation.  `*event` may be a part of the event: entrywise operators (`diagonal`) are also asked for the
+entries of a window, or a choice of entries, only.
 """
 
 from __future__ import annotations
@@ -23,7 +32,7 @@ from torch import Tensor
 from torch.fx.node import map_aggregate
 
 from holdfast.inputs.bounds.patches import Patches, Phases
-from holdfast.inputs.bounds.rows import Columns, Rows, inner
+from holdfast.inputs.bounds.rows import Columns, Rows, aligned, dot
 
 
 class Box(NamedTuple):
@@ -142,6 +151,8 @@ class Operator(ABC):
     affine: ClassVar[bool] = False
     #: Every output entry depends on at most one input entry and no input entry is used twice.
     diagonal: ClassVar[bool] = False
+    #: How many numbers in [0, 1] the relaxation may choose for every output entry and row (see the module's text).
+    freedoms: ClassVar[int] = 0
 
     def __init__(self, call: Call) -> None:
         self.call = call
@@ -173,8 +184,16 @@ class Operator(ABC):
         return [None] * len(boxes)
 
     @abstractmethod
-    def relax(self, *boxes: Box) -> Relaxation:
-        """The linear enclosure on these boxes."""
+    def relax(self, *boxes: Box, free: Tensor | None = None) -> Relaxation:
+        """The linear enclosure on these boxes; with `free` the one it chooses, with a rows axis (module's text)."""
+
+    def start(self, *boxes: Box) -> Tensor:
+        """The free parameters of the default relaxation, (freedoms, *shape of the boxes)."""
+        raise NotImplementedError(f"{type(self).__name__} has no free parameters")
+
+    def choices(self, *boxes: Box) -> Callable[[Tensor], Relaxation]:
+        """`relax` on fixed boxes as a function of `free`; override where most of the work needs doing once only."""
+        return lambda free: self.relax(*boxes, free=free)
 
 
 class Affine(Operator):
@@ -201,7 +220,7 @@ class Affine(Operator):
     def magnitude(self, *sizes: Tensor) -> Tensor:
         return self.value(*sizes).abs()
 
-    def relax(self, *boxes: Box) -> Relaxation:
+    def relax(self, *boxes: Box, free: Tensor | None = None) -> Relaxation:
         return self
 
     def adjoint(self, rows: Tensor) -> tuple[Rows, ...]:
@@ -238,7 +257,7 @@ _WORTH_CHOOSING = 0.8
 class Lines:
     """Entrywise lines: lower_slope z + lower_bias <= phi(z) <= upper_slope z + upper_bias; each (examples, *event).
 
-    A bias of None is zero.
+    A bias of None is zero.  Lines that were chosen row by row are `seen`: shaped like the rows that they act on.
     """
 
     lower_slope: Tensor
@@ -250,20 +269,32 @@ class Lines:
         active = self.active(examples)
         if active is not None:
             chosen = Columns(rows.flatten(2).index_select(2, active), active, tuple(rows.shape[2:]))
-            return self.pull_columns(chosen, examples)
-        negative = rows.clamp(max=0)
-        below, above = self.lower_slope[examples][:, None], self.upper_slope[examples][:, None]
-        bias = self._bias(rows, negative, examples, inner)
-        return (_sloped(rows, negative, below, above),), bias
+            return self.pull_any(chosen, examples)
+        return self.pull_any(rows, examples)
 
-    def pull_columns(self, columns: Columns, examples: slice) -> Pulled:
-        """`pull` for rows that are zero elsewhere."""
-        values, negative = columns.values, columns.values.clamp(max=0)
-        below, above = (
-            line[examples].flatten(1)[:, None, columns.index] for line in (self.lower_slope, self.upper_slope)
-        )
-        bias = self._bias(values, negative, examples, lambda part, line: inner(replace(columns, values=part), line))
-        return (replace(columns, values=_sloped(values, negative, below, above)),), bias
+    def pull_any(self, rows: Rows, examples: slice) -> Pulled:
+        """`pull` for rows of any kind, which stay of that kind."""
+        return self.seen(rows, examples).act(rows)
+
+    def seen(self, rows: Rows, examples: slice) -> Lines:
+        """The lines of every entry of the rows' values, as tensors that broadcast to them."""
+        below, above = aligned(rows, self.lower_slope[examples]), aligned(rows, self.upper_slope[examples])
+        biases = (None if b is None else aligned(rows, b[examples]) for b in (self.lower_bias, self.upper_bias))
+        return Lines(below, above, *biases)
+
+    def act(self, rows: Rows) -> Pulled:
+        """Rows carried through lines that are `seen`: A+ s_l + A- s_u, and A+ b_l + A- b_u."""
+        values = rows if isinstance(rows, Tensor) else rows.values
+        negative = values.clamp(max=0)
+        terms = []
+        if self.upper_bias is not None:
+            terms.append(dot(negative, self.upper_bias))
+        if self.lower_bias is not None:
+            terms.append(dot(values - negative, self.lower_bias))
+        # As few passes over the rows as it takes.
+        carried = torch.addcmul(values * self.lower_slope, negative, self.upper_slope - self.lower_slope)
+        moved = carried if isinstance(rows, Tensor) else replace(rows, values=carried)
+        return (moved,), sum(terms[1:], terms[0]) if terms else None
 
     def active(self, examples: slice) -> Tensor | None:
         """Flat positions of a flat event where some line is not zero, when few enough to be worth choosing."""
@@ -274,33 +305,10 @@ class Lines:
         return index if len(index) <= _WORTH_CHOOSING * len(moving) else None
 
     def pull_patches(self, patches: Patches | Phases, examples: slice) -> Pulled | None:
-        if self.lower_slope.ndim != 5:
-            return None
-        values = patches.values
-        negative = values.clamp(max=0)
-        below, above = (patches.seen(line[examples].squeeze(1)) for line in (self.lower_slope, self.upper_slope))
-        bias = self._bias(
-            values, negative, examples, lambda part, line: replace(patches, values=part).inner(line.squeeze(1))
-        )
-        return (replace(patches, values=_sloped(values, negative, below, above)),), bias
-
-    def _bias(
-        self, rows: Tensor, negative: Tensor, examples: slice, inner: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor | None:
-        terms = []
-        if self.upper_bias is not None:
-            terms.append(inner(negative, self.upper_bias[examples]))
-        if self.lower_bias is not None:
-            terms.append(inner(rows - negative, self.lower_bias[examples]))
-        return sum(terms[1:], terms[0]) if terms else None
+        return self.pull_any(patches, examples) if self.lower_slope.ndim == 5 else None
 
     def magnitude(self, *sizes: Tensor) -> Tensor:
         size = torch.maximum(self.lower_slope.abs(), self.upper_slope.abs()) * sizes[0]
         for line in (self.lower_bias, self.upper_bias):
             size = size if line is None else size + line.abs()
         return size
-
-
-def _sloped(rows: Tensor, negative: Tensor, below: Tensor, above: Tensor) -> Tensor:
-    """A+ s_l + A- s_u, written with as few passes over the rows as it takes."""
-    return torch.addcmul(rows * below, negative, above - below)

@@ -136,7 +136,7 @@ class MaxPool(Operator):
         hits = torch.zeros_like(boxes[0].lower.flatten(1)).scatter_add(1, places, marked.to(boxes[0].lower))
         return [(hits > 0).reshape(boxes[0].lower.shape) & (boxes[0].lower < boxes[0].upper)]
 
-    def relax(self, *boxes: Box) -> Relaxation:
+    def relax(self, *boxes: Box, free: Tensor | None = None) -> Relaxation:
         box = boxes[0]
         slot, rival = self._contest(box)
         settled = ~rival.any(-1)

@@ -50,7 +50,7 @@ class Region:
         """Tightest box that holds the region: two tensors like `x`."""
         return self.threat.interval(self.x, self.valid)
 
-    def part(self, examples: slice) -> Region:
+    def part(self, examples: slice | Tensor) -> Region:
         """The region of some of the examples."""
         return Region(self.x[examples], self.threat, self.valid)
 

@@ -43,6 +43,25 @@ def inner(rows: Rows, value: Tensor) -> Tensor:
     return (rows.flatten(2) @ flat[..., None]).squeeze(-1)
 
 
+def aligned(rows: Rows, value: Tensor) -> Tensor:
+    """What every entry of the rows' values meets in `value`, (examples, *event); broadcasts to the values.
+
+    Beyond the edge of an image there is 0.
+    """
+    if isinstance(rows, (Patches, Phases)):
+        return rows.seen(value.squeeze(1))
+    if isinstance(rows, Columns):
+        return value.flatten(1)[:, None, rows.index]
+    return value[:, None]
+
+
+def dot(values: Tensor, line: Tensor) -> Tensor:
+    """Sum of products for every row, (examples, rows); `line` is `aligned` with the values."""
+    if line.shape[1] == 1:
+        return (values.flatten(2) @ line.flatten(2).mT).squeeze(-1)
+    return (values * line).flatten(2).sum(-1)
+
+
 def absolute(rows: Rows) -> Rows:
     """|row| entry by entry."""
     return rows.abs() if isinstance(rows, Tensor) else replace(rows, values=rows.values.abs())
