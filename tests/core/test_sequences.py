@@ -12,7 +12,8 @@ from scipy.special import betaln, gammaln
 
 from holdfast.core.errors import InputError
 from holdfast.core.intervals import clopper_pearson
-from holdfast.core.sequences import anytime_difference, anytime_mean, anytime_mean_path
+from holdfast.core.seeds import numpy_generator
+from holdfast.core.sequences import BernsteinSequence, anytime_difference, anytime_mean, anytime_mean_path
 
 UNIT = hnp.arrays(np.float64, st.integers(1, 60), elements=st.floats(0, 1))
 
@@ -240,3 +241,42 @@ def test_differences_of_equal_pairs_are_zero_and_bounds_scale():
 def test_bad_values_are_refused(values, options, words):
     with pytest.raises(InputError, match=words):
         anytime_mean(values, **options)
+
+
+@pytest.mark.parametrize("kind", ["coin", "narrow", "skew"])
+def test_bernstein_sequence_covers_at_all_looks_together(kind):
+    # 400 streams, both ends at 0.05: were the true error 0.1, more than 61 misses would have probability below 0.1 %.
+    rng = numpy_generator(0, "bernstein", kind)
+    draw, mean = {
+        "coin": (lambda n: (rng.random((n, 400)) < 0.3).astype(float), 0.3),
+        "narrow": (lambda n: 0.4 + 0.2 * rng.random((n, 400)), 0.5),
+        "skew": (lambda n: rng.beta(0.1, 0.9, (n, 400)), 0.1),
+    }[kind]
+    sequence = BernsteinSequence(400, 0.05)
+    outside = np.zeros(400, dtype=bool)
+    for size in (1, 2, 3, 10, 50, 200, 1000):
+        sequence.add(draw(size))
+        outside |= (sequence.low > mean) | (sequence.high < mean)
+    assert outside.sum() <= 61
+    assert (sequence.high - sequence.low).mean() < (0.03 if kind == "narrow" else 0.13)
+
+
+def test_bernstein_sequence_does_not_depend_on_how_values_are_handed_over():
+    values = numpy_generator(0, "bernstein", "parts").random((500, 3))
+    whole, parts = BernsteinSequence(3, 0.01), BernsteinSequence(3, 0.01)
+    for value in values:
+        whole.add(value[None])
+    for part in np.split(values, [1, 7, 300]):
+        parts.add(part)
+    # Fewer looks keep fewer extremes, so the ends after the last value are compared, not the tightest so far.
+    assert whole.n == parts.n == 500
+    assert (parts.low <= whole.low + 1e-12).all()
+    assert (parts.high >= whole.high - 1e-12).all()
+    np.testing.assert_allclose(parts.high - parts.low, whole.high - whole.low, rtol=0.2)
+
+
+def test_bernstein_sequence_refuses_values_it_has_no_theory_for():
+    with pytest.raises(InputError, match=r"\[0, 1\]"):
+        BernsteinSequence(1, 0.05).add(np.array([[1.5]]))
+    with pytest.raises(InputError, match="stream"):
+        BernsteinSequence(0, 0.05)

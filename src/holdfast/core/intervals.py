@@ -39,7 +39,15 @@ def clopper_pearson(successes: Count, n: Count, level: float = 0.95) -> Estimate
 def clopper_pearson_lower(successes: Count, n: Count, alpha: float) -> float:
     """Exact one-sided lower bound: the true proportion lies below it with probability at most `alpha`."""
     _require_counts(successes, n, 1 - alpha)
-    return 0.0 if successes == 0 else float(stats.beta.ppf(alpha, successes, n - successes + 1))
+    return float(clopper_pearson_lowers(np.array([successes]), np.array([n]), alpha)[0])
+
+
+def clopper_pearson_lowers(
+    successes: Int[np.ndarray, " _"], n: Int[np.ndarray, " _"], alpha: float
+) -> Float[np.ndarray, " _"]:
+    """The same for many proportions; the counts are trusted."""
+    some = np.maximum(successes, 1)
+    return np.where(successes > 0, stats.beta.ppf(alpha, some, n - some + 1), 0.0)
 
 
 def clopper_pearson_upper(successes: Count, n: Count, alpha: float) -> float:

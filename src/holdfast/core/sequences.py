@@ -139,6 +139,75 @@ def anytime_mean_path(
     return value, low, high
 
 
+def mixture_ends(
+    ones: Float[np.ndarray, " n"] | Int[np.ndarray, " n"],
+    draws: Float[np.ndarray, " n"] | Int[np.ndarray, " n"],
+    alpha: float,
+    prior: tuple[Float[np.ndarray, " n"] | float, Float[np.ndarray, " n"] | float] = (0.5, 0.5),
+) -> Ends:
+    """Ends of {p : M_n(p) < 1/alpha} for `ones` of `draws` independent binary values, element by element.
+
+    The mixture is Beta(prior).  Any prior fixed before the values were seen is valid, so one may centre it where other
+    values of the same kind, which are not counted here, fell.  Over the looks at one stream the highest lower end and
+    the lowest upper end so far are valid, too.  Raises InputError unless 0 <= ones <= draws, draws >= 1 and
+    0 < alpha < 1.
+    """
+    k, n = np.asarray(ones, dtype=np.float64), np.asarray(draws, dtype=np.float64)
+    if not ((k >= 0) & (k <= n) & (n >= 1)).all() or not 0 < alpha < 1:
+        raise InputError("a proportion's sequence needs 0 <= ones <= draws, draws >= 1 and alpha in (0, 1)")
+    evidence = betaln(k + prior[0], n - k + prior[1]) - betaln(prior[0], prior[1])
+    return expit(_outer_root(k, n, evidence, alpha)), expit(-_outer_root(n - k, n, evidence, alpha))
+
+
+class BernsteinSequence:
+    """Lower and upper ends for the means of streams of values in [0, 1], held at every look, in constant memory.
+
+    The predictable plug-in empirical Bernstein sequence (Waudby-Smith & Ramdas, 2024, theorem 2): with weights that
+    know only the past,
+
+        |sum_s l_s x_s / sum_s l_s - mean| <= (log(1/alpha) + sum_s (x_s - m_{s-1})^2 psi(l_s)) / sum_s l_s,
+        psi(l) = -log(1 - l) - l,    l_s = min(c, sqrt(2 log(1/alpha) / (v_{s-1} s log(1 + s)))),    c = 1/2,
+
+    m and v the running mean and variance.  Each end of each stream holds with probability 1 - alpha at all looks at
+    once; the ends kept are the tightest so far.
+
+    Parameters
+    ----------
+    streams : how many values come at a time.
+    alpha : one-sided error of each end.
+
+    Raises InputError unless streams >= 1 and 0 < alpha < 1.
+    """
+
+    def __init__(self, streams: int, alpha: float) -> None:
+        if streams < 1 or not 0 < alpha < 1:
+            raise InputError(f"a sequence needs at least one stream and alpha in (0, 1), got {streams} and {alpha}")
+        self.alpha, self.n = alpha, 0
+        self.low, self.high = np.zeros(streams), np.ones(streams)
+        self._sum, self._squares = np.zeros(streams), np.zeros(streams)
+        self._weight, self._weighted, self._spread = np.zeros(streams), np.zeros(streams), np.zeros(streams)
+
+    def add(self, values: Float[np.ndarray, "n streams"]) -> None:
+        """Take the next `n` values of every stream, in order.  Raises InputError on values outside [0, 1]."""
+        if values.shape[1] != len(self.low) or not ((values >= 0) & (values <= 1)).all():
+            raise InputError(f"values must have shape (n, {len(self.low)}) and lie in [0, 1]")
+        if not len(values):
+            return
+        place = self.n + np.arange(1, len(values) + 1, dtype=np.float64)[:, None]
+        means = (0.5 + self._sum + np.cumsum(values, axis=0)) / (place + 1)
+        squares = self._squares + np.cumsum((values - means) ** 2, axis=0)
+        before_mean = np.concatenate([(0.5 + self._sum)[None] / (self.n + 1), means[:-1]])
+        before_spread = (0.25 + np.concatenate([self._squares[None], squares[:-1]])) / place
+        log = -math.log(self.alpha)
+        weight = np.minimum(_SHY, np.sqrt(2 * log / (before_spread * place * np.log1p(place))))
+        self._weight += weight.sum(0)
+        self._weighted += (weight * values).sum(0)
+        self._spread += ((values - before_mean) ** 2 * (-np.log1p(-weight) - weight)).sum(0)
+        self._sum, self._squares, self.n = self._sum + values.sum(0), squares[-1], self.n + len(values)
+        centre, half = self._weighted / self._weight, (log + self._spread) / self._weight
+        self.low, self.high = np.maximum(self.low, centre - half), np.minimum(self.high, centre + half)
+
+
 def _is_binary(values: Values, bounds: tuple[float, float]) -> bool:
     return values.dtype.kind in "biu" and tuple(bounds) == (0.0, 1.0)
 
@@ -168,11 +237,10 @@ def _mixture_path(unit: Float[np.ndarray, " n"], alpha: float, population: int |
     """Running intersection after each of the binary values."""
     n = np.arange(1, len(unit) + 1, dtype=np.float64)
     ones = np.cumsum(unit)
-    evidence = betaln(ones + 0.5, n - ones + 0.5) - betaln(0.5, 0.5)
     if population is None:
-        low = expit(_outer_root(ones, n, evidence, alpha))
-        high = expit(-_outer_root(n - ones, n, evidence, alpha))
+        low, high = mixture_ends(ones, n, alpha)
     else:
+        evidence = betaln(ones + 0.5, n - ones + 0.5) - betaln(0.5, 0.5)
         low = _fewest_ones(ones, n, evidence, alpha, population) / population
         high = 1 - _fewest_ones(n - ones, n, evidence, alpha, population) / population
     return _never_growing(low, high)

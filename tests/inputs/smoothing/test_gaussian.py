@@ -1,8 +1,6 @@
-"""Smoothing against classifiers whose truth is known, and stopping rules against their guarantee."""
+"""Smoothing against classifiers whose truth is known."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
@@ -11,15 +9,17 @@ from scipy.special import ndtr
 from torch import Tensor, nn
 
 from holdfast.core.errors import InputError
-from holdfast.core.intervals import clopper_pearson_lower
-from holdfast.core.seeds import numpy_generator, torch_generator
+from holdfast.core.progress import showing
+from holdfast.core.seeds import torch_generator
 from holdfast.inputs.smoothing.gaussian import (
-    FIRST_LOOK,
     Smoothed,
     average_certified_radius,
     certified_accuracy,
+    certified_curve,
 )
-from holdfast.inputs.smoothing.stopping import FixedN, Precision, RadiusTarget, mixture_interval
+from holdfast.inputs.smoothing.noise import noise_named
+from holdfast.inputs.smoothing.sampling import require_inputs
+from holdfast.inputs.smoothing.stopping import Planned, Precision, RadiusTarget
 
 
 class HalfSpace(nn.Module):
@@ -54,39 +54,6 @@ def test_on_the_boundary_it_abstains_with_radius_zero():
     assert Smoothed(HalfSpace(), 0.5, 2).predict(torch.tensor([[1.0, 0.0]])).item() == 1
 
 
-@pytest.mark.parametrize(("k", "n"), [(0, 0), (0, 50), (50, 50), (40, 50), (999, 1000)])
-def test_mixture_interval_holds_the_share_and_is_wider_than_the_exact_bound(k, n):
-    lower, upper = mixture_interval(k, n, 0.01)
-    assert lower <= (k / n if n else 0.5) <= upper
-    if n:
-        assert lower <= clopper_pearson_lower(k, n, 0.01)
-    if 0 < k < n:
-        for end in (lower, upper):
-            log_m = math.lgamma(k + 0.5) + math.lgamma(n - k + 0.5) - math.lgamma(n + 1) - math.log(math.pi)
-            log_m -= k * math.log(end) + (n - k) * math.log1p(-end)
-            assert log_m == pytest.approx(math.log(100), abs=1e-4)
-
-
-@pytest.mark.parametrize("rule", [RadiusTarget(0.0), RadiusTarget(0.4), Precision(0.3), FixedN()])
-@pytest.mark.parametrize("p", [0.5, 0.6, 0.9, 0.999])
-def test_stopping_early_keeps_the_error_below_alpha(rule, p):
-    # 400 runs at alpha = 0.1: were the true error 0.1, more than 59 misses would have probability below 0.1 %.
-    rng = numpy_generator(0, "stopping", str(rule), int(1000 * p))
-    alpha, cap, misses = 0.1, 2000, 0
-    for _ in range(400):
-        k = n = 0
-        best = 0.0
-        while n < cap:
-            step = min(max(n, FIRST_LOOK), cap - n) if rule.sequential else cap
-            k, n = k + int(rng.binomial(step, p)), n + step
-            look = rule.look(k, n, cap, alpha, 1.0)
-            best = max(best, look.p_lower)
-            if look.stop:
-                break
-        misses += best > p
-    assert misses <= 59
-
-
 def test_deciding_a_radius_takes_a_small_part_of_the_draws():
     smoothed = Smoothed(HalfSpace(), 0.5, 2, batch=10_000)
     rng = torch_generator(0, "points")
@@ -116,6 +83,90 @@ def test_curve_and_average_radius():
     assert average.low <= 0.625 <= average.high
 
 
+def test_a_curve_never_rises_and_ends_at_the_largest_radius():
+    radius, correct = np.array([0.0, 0.5, 1.0, 2.0]), np.array([True, True, False, True])
+    (line,) = certified_curve({"one": (radius, correct)}, points=9).series
+    assert line.x[-1] == 2.0
+    assert (line.y[0], line.y[-1]) == (0.5, 0.25)
+    assert list(line.y) == sorted(line.y, reverse=True)
+    assert all(low <= y <= high for low, y, high in zip(line.low, line.y, line.high))
+
+
+@pytest.mark.parametrize("noise", ["laplace", "uniform"])
+def test_other_noises_certify_the_l1_distance_of_a_half_space(noise):
+    # Along one coordinate the half-space attains the bound: the radius cannot exceed the distance, and comes near it.
+    def base(x):
+        return torch.stack([-x[:, 0], x[:, 0]], 1)
+
+    distance = torch.tensor([0.1, 0.3, 0.6])
+    x = torch.cat([distance[:, None], torch.ones(3, 1)], 1)
+    found = Smoothed(base, 0.5, 2, batch=10_000, noise=noise).certify(x, n=50_000)
+    assert found.norm == 1.0
+    assert (found.radius <= distance).all()
+    assert (found.radius >= distance - 0.03).all()
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "laplace", "uniform"])
+def test_sigma_is_the_standard_deviation(noise):
+    seen = []
+
+    def base(x):
+        seen.append(x)
+        return x[:, :2]
+
+    Smoothed(base, 0.7, 2, batch=50_000, noise=noise).votes(torch.ones(2), 50_000, torch_generator(0, noise))
+    drawn = torch.cat(seen)
+    assert float(drawn.mean()) == pytest.approx(1.0, abs=0.01)
+    assert float(drawn.std()) == pytest.approx(0.7, abs=0.01)
+
+
+@pytest.mark.parametrize("rule", [None, RadiusTarget(0.3), Precision(0.2), Planned(0.95)])
+def test_a_certificate_does_not_depend_on_its_neighbours(rule):
+    smoothed = Smoothed(HalfSpace(), 0.5, 2, batch=200)
+    x = torch.tensor([[0.3, 0.1], [0.0, 0.01], [1.0, -1.0], [-0.2, 0.2]])
+    first = smoothed.certify(x, n=3000, stop=rule, generator=torch_generator(5, "t"))
+    second = smoothed.certify(torch.cat([x[:2], -x[2:]]), n=3000, stop=rule, generator=torch_generator(5, "t"))
+    torch.testing.assert_close(first.p_lower[:2], second.p_lower[:2], rtol=1e-9, atol=0.0)
+    assert torch.equal(first.n_used[:2], second.n_used[:2])
+
+
+def test_inputs_share_calls_of_the_model():
+    sizes = []
+
+    def base(x):
+        sizes.append(len(x))
+        return torch.stack([x[:, 0], -x[:, 0]], 1)
+
+    Smoothed(base, 0.1, 2, batch=640).certify(torch.ones(40, 1), n0=16, n=1000, stop=RadiusTarget(0.01))
+    assert sizes == [640, 640]  # all labels in one call, all decisions in another
+    sizes.clear()
+    Smoothed(base, 0.1, 2, batch=640).certify(torch.ones(3, 1), n0=10, n=1300)
+    assert max(sizes) <= 640
+    assert sum(sizes) == 3 * 1310
+
+
+def test_progress_counts_finished_inputs():
+    seen = []
+
+    def tracker(items, description, total):
+        for item in items:
+            seen.append((item, total))
+            yield item
+
+    with showing(tracker):
+        Smoothed(HalfSpace(), 0.5, 2).certify(torch.ones(5, 2), n=200)
+    assert sorted(seen) == [(place, 5) for place in range(5)]
+
+
+def test_planned_draws_keep_the_share_of_the_radius_it_was_asked_for():
+    smoothed = Smoothed(HalfSpace(), 0.5, 2, batch=10_000)
+    x = torch.tensor([[0.24, -0.32]]).repeat(20, 1)  # distance 0.4
+    fixed = smoothed.certify(x, n0=1000, n=40_000, generator=torch_generator(0, "t"))
+    planned = smoothed.certify(x, n0=1000, n=40_000, stop=Planned(0.95), generator=torch_generator(1, "t"))
+    assert float(planned.radius.mean() / fixed.radius.mean()) == pytest.approx(0.95, abs=0.015)
+    assert float(planned.n_used.double().mean()) < 0.5 * 41_000
+
+
 def test_same_stream_same_certificate():
     smoothed, x = Smoothed(HalfSpace(), 0.5, 2), torch.tensor([[0.3, 0.1]])
     first, second = (smoothed.certify(x, n=500, generator=torch_generator(5, "t")) for _ in range(2))
@@ -131,8 +182,9 @@ def test_same_stream_same_certificate():
         (lambda: Smoothed(HalfSpace(), 1.0, 2).certify(torch.zeros(1, 2), alpha=1.5), "alpha"),
         (lambda: Smoothed(HalfSpace(), 1.0, 2).certify(torch.full((1, 2), torch.nan)), "finite"),
         (lambda: Smoothed(HalfSpace(), 1.0, 3).certify(torch.zeros(1, 2)), "scores of shape"),
-        (lambda: RadiusTarget(-1.0), "radius"),
-        (lambda: Precision(0.0), "width"),
+        (lambda: noise_named("pink", 1.0), "no noise is called"),
+        (lambda: require_inputs(torch.zeros(1, 2, dtype=torch.long), 1, 1, 0.1), "floating"),
+        (lambda: Smoothed(lambda x: x / 0 * 0, 1.0, 2).certify(torch.zeros(1, 2)), "NaN"),
     ],
 )
 def test_bad_input(call, words):

@@ -1,1 +1,23 @@
 """Randomized smoothing: certificates from the votes of a model on noisy copies of an input."""
+
+from holdfast.inputs.smoothing.gaussian import (
+    Smoothed,
+    SmoothedCertificate,
+    average_certified_radius,
+    certified_accuracy,
+    certified_curve,
+)
+from holdfast.inputs.smoothing.stopping import FixedN, Planned, Precision, RadiusTarget, Stopping
+
+__all__ = [
+    "FixedN",
+    "Planned",
+    "Precision",
+    "RadiusTarget",
+    "Smoothed",
+    "SmoothedCertificate",
+    "Stopping",
+    "average_certified_radius",
+    "certified_accuracy",
+    "certified_curve",
+]

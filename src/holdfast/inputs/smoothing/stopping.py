@@ -1,80 +1,59 @@
-"""When to stop drawing: rules that look at a running count of votes and still keep the certificate's guarantee.
+"""When to stop drawing: rules that look at what is known so far and still keep the certificate's guarantee.
 
-After n fresh draws of which k voted for the label, a rule says whether to go on and what lower bound p_lower on the
-label's probability p holds with probability 1 - alpha *whenever it stops*.
+A rule decides only *when* to stop.  What may be claimed then is the business of the bound that is looked at (`votes`):
+one exact bound after a number of draws fixed beforehand, or a sequence that holds at every look.  So no rule can make
+a certificate wrong, only late or short.
 
-`FixedN` looks once, at the end, and uses the exact (Clopper-Pearson) bound.  The others look after every batch and use
-the Beta(1/2, 1/2) mixture martingale (Ville's inequality; Robbins, 1970):
-
-    log M_n(p) = log B(k + 1/2, n - k + 1/2) - log B(1/2, 1/2) - k log p - (n - k) log(1 - p),   {p : M_n(p) < 1/alpha}
-
-is an interval that covers p at all n simultaneously, so its highest lower end so far may be reported at any time.
-Deciding "radius at least r" this way takes as many draws as the case is hard, not as many as the hardest case.
+`FixedN` draws all n.  `Planned` fixes a smaller number before the first counted draw, from the draws that chose the
+label.  `RadiusTarget` and `Precision` look all the time: deciding "radius at least r" then takes as many draws as the
+case is hard, not as many as the hardest case.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from scipy.special import betaln, ndtr, ndtri
+import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from holdfast.core.errors import InputError
-from holdfast.core.intervals import clopper_pearson_lower
+from holdfast.core.intervals import clopper_pearson_lowers
+from holdfast.inputs.smoothing.noise import Noise
 
-_TOLERANCE = 1e-12
-
-
-def log_wealth(p: float, successes: int, draws: int) -> float:
-    """log M_n(p): the evidence so far against the probability being p (0 < p < 1)."""
-    failures = draws - successes
-    constant = float(betaln(successes + 0.5, failures + 0.5) - betaln(0.5, 0.5))
-    return constant - successes * math.log(p) - failures * math.log1p(-p)
-
-
-def mixture_interval(successes: int, draws: int, alpha: float) -> tuple[float, float]:
-    """{p : M_n(p) < 1/alpha}, ends rounded outward; (0, 1) before the first draw."""
-    share = successes / draws if draws else 0.5
-    lower = _end(0.0, share, successes, draws, alpha) if successes else 0.0
-    upper = _end(1.0, share, successes, draws, alpha) if successes < draws else 1.0
-    return lower, upper
-
-
-def _end(outside: float, inside: float, successes: int, draws: int, alpha: float) -> float:
-    """The excluded point next to the interval; M_n grows from `inside` (the share, where it is least) outwards."""
-    while abs(outside - inside) > _TOLERANCE:
-        middle = (outside + inside) / 2
-        if log_wealth(middle, successes, draws) >= -math.log(alpha):
-            outside = middle
-        else:
-            inside = middle
-    return outside
-
-
-def radius_of(p: float, sigma: float) -> float:
-    """sigma * Phi^-1(p), negative below one half (Cohen et al., 2019, theorem 1 with p_B = 1 - p_A)."""
-    return sigma * float(ndtri(p))
+#: Numbers of draws that `Planned` weighs against one another, as shares of the most allowed.
+_PLANS = 200
 
 
 @dataclass(frozen=True)
-class Look:
-    """What is known after `draws` of at most `cap` draws: whether to stop, and the bound valid if we do."""
+class Reach:
+    """What is known of some inputs' radii: the largest certified so far, and the largest that is still in reach.
 
-    stop: bool
-    p_lower: float
+    `highest` is what all draws together would certify if the label were as probable as the draws so far allow.
+    """
+
+    radius: Float[np.ndarray, " inputs"]
+    highest: Float[np.ndarray, " inputs"]
 
 
 @runtime_checkable
 class Stopping(Protocol):
-    """A rule that is asked after every batch."""
+    """A rule."""
 
     @property
     def sequential(self) -> bool:
-        """Whether looking early can help."""
+        """Whether it looks at the bound before the last draw."""
         ...
 
-    def look(self, successes: int, draws: int, cap: int, alpha: float, sigma: float) -> Look: ...
+    def plan(
+        self, votes: Int[np.ndarray, " inputs"], n0: int, n: int, alpha: float, noise: Noise
+    ) -> Int[np.ndarray, " inputs"]:
+        """How many draws each input may take at most, from the `votes` of the n0 draws that chose its label."""
+        ...
+
+    def done(self, reach: Reach, noise: Noise) -> Bool[np.ndarray, " inputs"]:
+        """Which inputs need no further draw."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -83,15 +62,51 @@ class FixedN:
 
     sequential: bool = False
 
-    def look(self, successes: int, draws: int, cap: int, alpha: float, sigma: float) -> Look:
-        if draws < cap:
-            return Look(False, 0.0)
-        return Look(True, clopper_pearson_lower(successes, draws, alpha))
+    def plan(
+        self, votes: Int[np.ndarray, " inputs"], n0: int, n: int, alpha: float, noise: Noise
+    ) -> Int[np.ndarray, " inputs"]:
+        return np.full(len(votes), n)
+
+    def done(self, reach: Reach, noise: Noise) -> Bool[np.ndarray, " inputs"]:
+        return np.zeros(len(reach.radius), dtype=bool)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Draw no more than it takes to certify `share` of the radius that all n draws are expected to certify.
+
+    The number is fixed from the votes of the n0 draws that chose the label (one half vote added to each side), before
+    the draws that count, so the exact bound after them needs no correction for looking.  Inputs whose label is not
+    expected to win get the fewest draws, n / 200.
+
+    Raises InputError unless 0 < share <= 1.
+    """
+
+    share: float = 0.98
+    sequential: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise InputError(f"the share of the radius to keep must lie in (0, 1], got {self.share}")
+
+    def plan(
+        self, votes: Int[np.ndarray, " inputs"], n0: int, n: int, alpha: float, noise: Noise
+    ) -> Int[np.ndarray, " inputs"]:
+        sizes = np.unique(np.ceil(n * np.geomspace(1 / _PLANS, 1, _PLANS)).astype(np.int64))
+        plans = np.full(len(votes), n)
+        for row, count in enumerate(votes):
+            expected = np.floor((count + 0.5) / (n0 + 1) * sizes + 0.5).astype(np.int64)
+            radius = noise.radius(clopper_pearson_lowers(np.minimum(expected, sizes), sizes, alpha))
+            plans[row] = sizes[np.argmax(radius >= self.share * radius[-1])] if radius[-1] > 0 else sizes[0]
+        return plans
+
+    def done(self, reach: Reach, noise: Noise) -> Bool[np.ndarray, " inputs"]:
+        return np.zeros(len(reach.radius), dtype=bool)
 
 
 @dataclass(frozen=True)
 class RadiusTarget:
-    """Stop as soon as it is decided whether the certified radius reaches `radius`.
+    """Stop as soon as the radius reaches `radius`, or is not going to.
 
     Raises InputError unless `radius` is at least 0.
     """
@@ -103,18 +118,22 @@ class RadiusTarget:
         if not self.radius >= 0:
             raise InputError(f"the radius to decide must be at least 0, got {self.radius}")
 
-    def look(self, successes: int, draws: int, cap: int, alpha: float, sigma: float) -> Look:
-        wanted = float(ndtr(self.radius / sigma))
-        # Whether `wanted` lies outside the interval; which side it is on is the answer.
-        decided = log_wealth(wanted, successes, draws) >= -math.log(alpha)
-        return Look(decided, mixture_interval(successes, draws, alpha)[0] if decided or draws == cap else 0.0)
+    def plan(
+        self, votes: Int[np.ndarray, " inputs"], n0: int, n: int, alpha: float, noise: Noise
+    ) -> Int[np.ndarray, " inputs"]:
+        return np.full(len(votes), n)
+
+    def done(self, reach: Reach, noise: Noise) -> Bool[np.ndarray, " inputs"]:
+        # A radius of 0 is asked of labels that win: those with a radius above 0.
+        reached = reach.radius >= self.radius if self.radius > 0 else reach.radius > 0
+        return reached | (reach.highest < self.radius) | (reach.highest <= 0)
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Stop when upper and lower end of the radius are within `width` sigma, or when the label cannot win.
+    """Stop when all the draws still allowed would add at most `width` sigma to the radius, or the label cannot win.
 
-    The upper end is never taken above what all n draws could certify.  Raises InputError unless `width` is positive.
+    Raises InputError unless `width` is positive.
     """
 
     width: float
@@ -124,8 +143,12 @@ class Precision:
         if not self.width > 0:
             raise InputError(f"the wanted width must be positive, got {self.width}")
 
-    def look(self, successes: int, draws: int, cap: int, alpha: float, sigma: float) -> Look:
-        lower, upper = mixture_interval(successes, draws, alpha)
-        highest = min(upper, clopper_pearson_lower(cap, cap, alpha))
-        narrow = lower > 0.5 and radius_of(highest, 1.0) - radius_of(lower, 1.0) <= self.width
-        return Look(narrow or upper < 0.5, lower)
+    def plan(
+        self, votes: Int[np.ndarray, " inputs"], n0: int, n: int, alpha: float, noise: Noise
+    ) -> Int[np.ndarray, " inputs"]:
+        return np.full(len(votes), n)
+
+    def done(self, reach: Reach, noise: Noise) -> Bool[np.ndarray, " inputs"]:
+        with np.errstate(invalid="ignore"):  # both ends infinite: not done
+            near = reach.highest - reach.radius <= self.width * noise.sigma
+        return ((reach.radius > 0) & near) | (reach.highest <= 0)
