@@ -9,10 +9,11 @@ import torch
 
 from holdfast.core.errors import InputError
 from holdfast.inputs.attack import symptoms
+from holdfast.inputs.attack.apgd import APGD
 from holdfast.inputs.attack.ensemble import StandardEnsemble, members
 from holdfast.inputs.attack.gradient import PGD
 from holdfast.inputs.attack.losses import Targeted, margin
-from holdfast.threats import L0, Linf
+from holdfast.threats import L0, L1, L2, Linf
 
 spec = importlib.util.spec_from_file_location("attack_models", Path(__file__).with_name("models.py"))
 models = importlib.util.module_from_spec(spec)
@@ -96,3 +97,43 @@ def test_symptoms_fire_when_they_should_and_only_then():
     assert symptoms.does_not_fall(0.5, 0.1, "radius 1") is not None
     assert symptoms.loss_not_rising(0, 10) is None
     assert symptoms.loss_not_rising(5, 10) is not None
+
+
+def test_standard_is_never_weaker_than_cheap_and_runs_its_members_in_order():
+    model, x, y = models.trained()
+    x, y, threat = x[:25], y[:25], Linf(0.05)
+    standard, cheap = (StandardEnsemble(threat, version) for version in ("standard", "cheap"))
+    assert standard.names == ("APGD-CE", "APGD-T", "FAB-T", "Square")
+    strong, weak = (ensemble.run(model, x, y, generator=stream()) for ensemble in (standard, cheap))
+    assert strong.success.sum() >= weak.success.sum()
+    assert threat.contains(strong.x_adv, x, (0, 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("threat", "version", "names"),
+    [
+        (L1(1.0), "standard", ("APGD-CE", "APGD-T", "FAB-T", "Square")),
+        (L0(2), "standard", ("APGD-CE", "APGD-T")),
+        (Linf(torch.tensor([0.1])), "standard", ("APGD-CE", "APGD-T", "Square")),
+        (L2(1.0), "plus", ("APGD-CE", "APGD-DLR", "FAB", "Square", "APGD-T", "FAB-T")),
+        (Linf(0.1), "rand", ("APGD-CE", "APGD-DLR")),
+    ],
+)
+def test_each_version_holds_the_attacks_that_its_threat_has(threat, version, names):
+    assert StandardEnsemble(threat, version).names == names
+
+
+def test_rand_breaks_a_model_that_answers_at_random():
+    model, x, y = models.trained()
+    noise = stream(5)
+
+    class Jittered(torch.nn.Module):
+        """Adds noise to its input on every pass."""
+
+        def forward(self, z):
+            return model(z + 0.05 * torch.randn(z.shape, generator=noise))
+
+    run = StandardEnsemble(Linf(0.2), version="rand").run(Jittered().eval(), x[:20], y[:20], generator=stream())
+    still = APGD(Linf(0.2)).run(model, x[:20], y[:20], generator=stream())
+    assert still.success.float().mean() >= 0.5
+    assert run.success.float().mean() >= still.success.float().mean() - 0.1

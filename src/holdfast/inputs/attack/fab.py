@@ -1,0 +1,230 @@
+"""FAB: fast adaptive boundary attack (Croce and Hein, 2020), which looks for the nearest point that fools.
+
+At x_k the boundary towards class c is linearised, z_c - z_y = <w, .> - b.  With d_k and d the shortest ways from x_k
+and from x to that plane inside the valid range (`hyperplane`),
+
+    x_{k+1} = P((1 - alpha)(x_k + eta d_k) + alpha (x + eta d)),    alpha = min(|d_k| / (|d_k| + |d|), alpha_max)
+
+and a point that fools is pulled back, x + beta (x_{k+1} - x).  With `targets` = m > 0 (FAB-T) there is one run for
+each of the m classes that come next after the label on the clean input; with 0 every step goes to the boundary that is
+nearest in the dual norm, at the cost of one gradient a class.
+
+`run` stops with an example as soon as a fooling point lies in the threat's set; `nearest` spends all its steps on
+bringing fooling points closer, and says how near they came.  Shapes, ranges and errors as in `gradient`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from holdfast.core.errors import InputError, UnsupportedError
+from holdfast.inputs.attack.hyperplane import towards_plane
+from holdfast.inputs.attack.loop import Attack, AttackRun, Model, Search, forward
+from holdfast.inputs.attack.losses import Goal
+from holdfast.threats.balls import L1, L2, Linf
+from holdfast.threats.base import Threat, Valid, gaussian, per_example, valid_bounds
+
+_TINY = 1e-8
+
+
+@dataclass(eq=False)
+class _Walk:
+    """Examples still walking: their places in the batch, where they started, where they are, the nearest success."""
+
+    rows: Tensor
+    start: Tensor
+    point: Tensor
+    nearest: Tensor  # (rows,) size of the smallest change that fooled, inf for none
+
+    def keep(self, chosen: Tensor) -> None:
+        """Go on with some of them."""
+        self.rows, self.start = self.rows[chosen], self.start[chosen]
+        self.point, self.nearest = self.point[chosen], self.nearest[chosen]
+
+
+@dataclass(frozen=True)
+class FAB(Attack):
+    """FAB-T with `targets` > 0, FAB with 0; `threat` must be an Linf, L2 or L1 ball of one radius."""
+
+    threat: Threat
+    steps: int = 100
+    targets: int = 9
+    restarts: int = 1
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threat, (Linf, L2, L1)) or isinstance(getattr(self.threat, "eps", None), Tensor):
+            raise UnsupportedError(f"FAB needs an Linf, L2 or L1 ball of one radius, got {self.threat!r}")
+        if self.steps < 1 or self.restarts < 1 or self.targets < 0:
+            raise InputError(
+                f"FAB needs steps and restarts of at least 1 and targets of at least 0, got steps={self.steps}, "
+                f"restarts={self.restarts}, targets={self.targets}"
+            )
+        if not (0 <= self.alpha_max <= 1 and self.eta >= 1 and 0 < self.beta <= 1):
+            raise InputError(
+                f"FAB needs 0 <= alpha_max <= 1, eta >= 1 and 0 < beta <= 1, got {self.alpha_max}, {self.eta} and "
+                f"{self.beta}"
+            )
+
+    def run(
+        self,
+        model: Model,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, " batch"],
+        *,
+        valid: Valid = (0, 1),
+        generator: torch.Generator | None = None,
+        goal: Goal | None = None,
+        clean_logits: Float[Tensor, "batch classes"] | None = None,
+    ) -> AttackRun:
+        """Adversarial inputs with the record of the search; `clean_logits` saves a pass where they are known."""
+        search = Search.begin(model, self.threat, x, y, valid, goal, "margin", clean_logits)
+        nearest = torch.full_like(search.best_loss, torch.inf)
+        for target in self._targets(search):
+            for restart in range(self.restarts):
+                self._walk(search, search.standing(), target, restart, nearest, generator, until=self.threat.radius)
+        return search.close()
+
+    def nearest(
+        self,
+        model: Model,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, " batch"],
+        *,
+        valid: Valid = (0, 1),
+        generator: torch.Generator | None = None,
+        goal: Goal | None = None,
+    ) -> AttackRun:
+        """The nearest fooling point found for every example, however far (`norm` inf: none was found).
+
+        Points need not lie in the threat's set; `norm` is 0 where the clean input is wrong already.
+        """
+        search = Search.begin(model, self.threat, x, y, valid, goal, "margin", None)
+        nearest = torch.full_like(search.best_loss, torch.inf)
+        for target in self._targets(search):
+            for restart in range(self.restarts):
+                rows = search.attacked.nonzero().squeeze(1)
+                self._walk(search, rows, target, restart, nearest, generator, until=0.0)
+        nearest = torch.where(search.attacked, nearest, 0.0)
+        found = search.attacked & torch.isfinite(nearest)
+        return AttackRun(search.x_adv.detach(), found, search.queries, nearest, search.best_loss)
+
+    def _targets(self, search: Search) -> Iterator[Tensor | None]:
+        """(batch,) classes to walk to, one run each; None: whichever is nearest."""
+        if search.aim.exact:
+            yield search.aim.towards
+        elif not self.targets:
+            yield None
+        else:
+            others = search.logits.scatter(1, search.aim.y[:, None], -torch.inf).argsort(1, descending=True)
+            for rank in range(min(self.targets, search.logits.shape[1] - 1)):
+                yield others[:, rank]
+
+    def _walk(
+        self,
+        search: Search,
+        rows: Tensor,
+        target: Tensor | None,
+        restart: int,
+        nearest: Tensor,
+        generator: torch.Generator | None,
+        until: float,
+    ) -> None:
+        """One run; `nearest` (batch,) and the search are brought up to date in place."""
+        if not len(rows):
+            return
+        start = search.x[rows]
+        walk = _Walk(rows, start, self._begin(start, nearest[rows], search.valid, restart, generator), nearest[rows])
+        for _ in range(self.steps):
+            classes = None if target is None else target[walk.rows]
+            plane = self._plane(search, walk, classes)
+            walk.point = self._step(walk, *plane, search.valid)
+            logits = forward(search.model, walk.point)
+            self._record(search, walk, logits, until)
+            nearest[walk.rows] = walk.nearest
+            fooled = search.aim.take(walk.rows).reached(logits)
+            pulled = walk.start + self.beta * (walk.point - walk.start)
+            walk.point = torch.where(per_example(fooled, pulled), pulled, walk.point)
+            decided = walk.nearest <= until
+            if bool(decided.any()):
+                walk.keep(~decided)
+                if not len(walk.rows):
+                    return
+
+    def _begin(
+        self, start: Tensor, nearest: Tensor, valid: Valid, restart: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """The input itself; for later restarts a random point at half the smaller of radius and best distance."""
+        if not restart:
+            return start
+        size = torch.minimum(nearest, torch.full_like(nearest, self.threat.radius)) / 2
+        noise = gaussian(start, generator)
+        noise = noise / per_example(self.threat.norm(noise).clamp(min=_TINY), noise)
+        low, high = valid_bounds(start, valid)
+        return torch.minimum(torch.maximum(start + per_example(size, noise) * noise, low), high)
+
+    def _plane(self, search: Search, walk: _Walk, target: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Normal (rows, values) and offset (rows,) of the linearised boundary to cross."""
+        y = search.aim.y[walk.rows]
+        with torch.enable_grad():
+            leaf = walk.point.detach().requires_grad_(True)
+            logits = search.model(leaf)
+            search.queries[walk.rows] += 1
+            gaps = logits - logits.gather(1, y[:, None])
+            if target is not None:
+                gap = gaps.gather(1, target[:, None]).squeeze(1)
+                (slope,) = torch.autograd.grad(gap.sum(), leaf)
+                value, normal = gap.detach(), slope.flatten(1)
+            else:
+                value, normal = self._nearest_boundary(gaps, leaf, y)
+        normal = torch.nan_to_num(normal, nan=0.0, posinf=0.0, neginf=0.0)
+        return normal, (normal * walk.point.flatten(1)).sum(1) - value
+
+    def _nearest_boundary(self, gaps: Tensor, leaf: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and gradient of the gap to the class whose linearised boundary is nearest in the dual norm."""
+        dual = {Linf: 1.0, L2: 2.0, L1: torch.inf}[type(self.threat)]
+        value, normal, least = (
+            gaps.new_zeros(len(y)),
+            gaps.new_zeros(leaf.flatten(1).shape),
+            gaps.new_full(y.shape, torch.inf),
+        )
+        for label in range(gaps.shape[1]):
+            (slope,) = torch.autograd.grad(gaps[:, label].sum(), leaf, retain_graph=label + 1 < gaps.shape[1])
+            flat = slope.flatten(1)
+            size = torch.linalg.vector_norm(flat, ord=dual, dim=1).clamp(min=_TINY)
+            far = torch.where(y == label, torch.inf, gaps[:, label].detach().abs() / size)
+            nearer = far < least
+            least = torch.where(nearer, far, least)
+            value = torch.where(nearer, gaps[:, label].detach(), value)
+            normal = torch.where(nearer[:, None], flat, normal)
+        return value, normal
+
+    def _step(self, walk: _Walk, normal: Tensor, offset: Tensor, valid: Valid) -> Tensor:
+        shape = walk.point.shape
+        low, high = (end.flatten(1) for end in valid_bounds(walk.start, valid))
+        point, start = walk.point.flatten(1), walk.start.flatten(1)
+        here, there = (towards_plane(self.threat, from_, normal, offset, low, high) for from_ in (point, start))
+        near, far = (self.threat.norm(way.reshape(shape)).clamp(min=_TINY) for way in (here, there))
+        alpha = (near / (near + far)).clamp(max=self.alpha_max)[:, None]
+        moved = (1 - alpha) * (point + self.eta * here) + alpha * (start + self.eta * there)
+        return torch.minimum(torch.maximum(moved, low), high).reshape(shape)
+
+    def _record(self, search: Search, walk: _Walk, logits: Tensor, until: float) -> None:
+        """Note fooling points that are nearer than the ones known; inside the set they count as wins."""
+        search.queries[walk.rows] += 1
+        aim = search.aim.take(walk.rows)
+        size = self.threat.norm(walk.point - walk.start)
+        better = aim.reached(logits) & (size < walk.nearest)
+        walk.nearest = torch.where(better, size, walk.nearest)
+        wins = better if until == 0.0 else better & (size <= until)
+        chosen = walk.rows[wins]
+        search.x_adv[chosen] = walk.point[wins]
+        search.best_loss[chosen] = aim.value(logits)[wins].to(search.best_loss.dtype)
+        search.fooled[chosen] = True
