@@ -64,7 +64,7 @@ class Features:
     def tensors(self, x: Float[Tensor, "n ..."]) -> tuple[list[Float[Tensor, "n features"]], Tensor]:
         """Pooled features and output of one batch as tensors, on the graph when gradients are enabled."""
         caught: dict[str, Tensor] = {}
-        with self._hooked(caught), _evaluating(self.model):
+        with self._hooked(caught), evaluating(self.model):
             output = self.model(x)
         if unreached := [name for name in self.layers if name not in caught]:
             raise InputError(f"layer {unreached[0]!r} was not reached by the forward pass, so it has no features")
@@ -97,7 +97,8 @@ def last_linear(model: nn.Module) -> str | None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; every module is put back as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
