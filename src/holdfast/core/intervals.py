@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -125,7 +125,10 @@ def mcnemar(a: Bool[np.ndarray, " _"], b: Bool[np.ndarray, " _"]) -> McNemar:
     return McNemar(only_a, only_b, min(1.0, 2 * tail), min(1.0, 2 * tail - point))
 
 
-def empirical_bernstein_width(variance: float, n: Count, alpha: float) -> float:
+Variance = TypeVar("Variance", float, Float[np.ndarray, "..."])
+
+
+def empirical_bernstein_width(variance: Variance, n: Count, alpha: float) -> Variance:
     """One-sided deviation, with probability at least 1 - alpha, of the mean of n independent values of [0, 1].
 
     sqrt(2 v log(2/alpha) / n) + 7 log(2/alpha) / (3 (n - 1)), v the unbiased sample variance (Maurer & Pontil, Thm 4).
@@ -134,7 +137,8 @@ def empirical_bernstein_width(variance: float, n: Count, alpha: float) -> float:
     if n < 2 or not 0 < alpha < 1:
         raise InputError(f"the empirical Bernstein bound needs n >= 2 and alpha in (0, 1), got n={n}, alpha={alpha}")
     log = math.log(2 / alpha)
-    return math.sqrt(2 * float(variance) * log / int(n)) + 7 * log / (3 * (int(n) - 1))
+    width = np.sqrt(2 * np.asarray(variance) * log / int(n)) + 7 * log / (3 * (int(n) - 1))
+    return width if isinstance(variance, np.ndarray) else float(width)
 
 
 def empirical_bernstein(values: Values, level: float = 0.95, bounds: tuple[float, float] = (0.0, 1.0)) -> Estimate:

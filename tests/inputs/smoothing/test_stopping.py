@@ -15,9 +15,13 @@ from holdfast.core.sequences import mixture_ends
 from holdfast.inputs.smoothing.noise import Gaussian
 from holdfast.inputs.smoothing.sampling import FIRST_LOOK, GROWTH
 from holdfast.inputs.smoothing.stopping import FixedN, Planned, Precision, RadiusTarget, Reach
-from holdfast.inputs.smoothing.votes import VoteCounts
+from holdfast.inputs.smoothing.votes import VoteCounts, expected_lower
 
 UNIT = Gaussian(1.0)
+
+
+def expected(votes, n0, alpha):
+    return lambda sizes: UNIT.radius(expected_lower(votes, n0, sizes, alpha))
 
 
 def simulate(rule, p, alpha, cap, runs, stream, n0=50):
@@ -25,7 +29,8 @@ def simulate(rule, p, alpha, cap, runs, stream, n0=50):
     rng = numpy_generator(0, "stopping", stream)
     counts, rows = VoteCounts(runs, alpha, rule.sequential), np.arange(runs)
     chosen = rng.binomial(n0, p, runs)
-    counts.start(rows, rule.plan(chosen, n0, cap, alpha, UNIT), chosen, n0)
+    caps = [rule.plan(expected(count, n0, alpha), cap) for count in chosen.tolist()]
+    counts.start(rows, np.array(caps), chosen, n0)
     while len(rows):
         left = counts.cap[rows] - counts.draws[rows]
         step = np.minimum(np.maximum(counts.draws[rows] // GROWTH, FIRST_LOOK), left) if rule.sequential else left
@@ -88,12 +93,12 @@ def test_a_label_that_cannot_win_is_given_up_soon():
 
 
 def test_planned_asks_for_what_the_arithmetic_says():
-    (size,) = Planned(0.98).plan(np.array([90]), 100, 100_000, 1e-3, UNIT)
+    size = Planned(0.98).plan(expected(90, 100, 1e-3), 100_000)
     share = 90.5 / 101
     radius = [UNIT.radius(np.array([clopper_pearson_lower(round(n * share), n, 1e-3)]))[0] for n in (size, 100_000)]
     assert radius[0] / radius[1] == pytest.approx(0.98, abs=0.002)
     assert size / 100_000 < 0.25
-    assert Planned(1.0).plan(np.array([90]), 100, 1000, 1e-3, UNIT).tolist() == [1000]
+    assert Planned(1.0).plan(expected(90, 100, 1e-3), 1000) == 1000
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 50), (50, 50), (40, 50), (999, 1000)])

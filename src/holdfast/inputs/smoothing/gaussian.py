@@ -32,8 +32,8 @@ from holdfast.core.intervals import clopper_pearson
 from holdfast.core.sequences import anytime_mean
 from holdfast.inputs.smoothing.noise import Name, Noise, noise_named
 from holdfast.inputs.smoothing.sampling import Sampler, require_inputs, settle, streams_of
-from holdfast.inputs.smoothing.stopping import FixedN, Reach, Stopping
-from holdfast.inputs.smoothing.votes import VoteCounts
+from holdfast.inputs.smoothing.stopping import Expected, FixedN, Reach, Stopping
+from holdfast.inputs.smoothing.votes import VoteCounts, expected_lower
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class _Votes:
     def admit(self, rows: Int[np.ndarray, " rows"]) -> None:
         votes = self._votes(rows, np.full(len(rows), self.n0))
         self.label[rows], most = votes.argmax(1), votes.max(1)
-        cap = self.rule.plan(most, self.n0, self.n, self.counts.alpha, self.noise)
+        cap = np.array([self.rule.plan(self._expected(int(count)), self.n) for count in most])
         self.counts.start(rows, cap, most, self.n0)
 
     def add(self, rows: Int[np.ndarray, " rows"], sizes: Int[np.ndarray, " rows"]) -> None:
@@ -179,6 +179,9 @@ class _Votes:
             return np.zeros(len(rows), dtype=bool)
         radius, highest = (self.noise.radius(p) for p in (self.counts.lower[rows], self.counts.eventual(rows)))
         return self.rule.done(Reach(radius, highest), self.noise)
+
+    def _expected(self, votes: int) -> Expected:
+        return lambda sizes: self.noise.radius(expected_lower(votes, self.n0, sizes, self.counts.alpha))
 
     @property
     def noise(self) -> Noise:

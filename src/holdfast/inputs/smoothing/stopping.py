@@ -11,6 +11,7 @@ case is hard, not as many as the hardest case.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -18,11 +19,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from holdfast.core.errors import InputError
-from holdfast.core.intervals import clopper_pearson_lowers
 from holdfast.inputs.smoothing.noise import Noise
 
 #: Numbers of draws that `Planned` weighs against one another, as shares of the most allowed.
 _PLANS = 200
+
+
+#: Expected radius, (plans,), of an input by numbers of draws, (plans,).
+Expected = Callable[[Int[np.ndarray, " plans"]], Float[np.ndarray, " plans"]]
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,8 @@ class Stopping(Protocol):
         """Whether it looks at the bound before the last draw."""
         ...
 
-    def plan(
-        self, votes: Int[np.ndarray, " inputs"], n0: int, n: int, alpha: float, noise: Noise
-    ) -> Int[np.ndarray, " inputs"]:
-        """How many draws each input may take at most, from the `votes` of the n0 draws that chose its label."""
+    def plan(self, expected: Expected, n: int) -> int:
+        """The most draws an input may take, when `expected` says what radius some numbers of draws would certify."""
         ...
 
     def done(self, reach: Reach, noise: Noise) -> Bool[np.ndarray, " inputs"]:
@@ -62,10 +64,8 @@ class FixedN:
 
     sequential: bool = False
 
-    def plan(
-        self, votes: Int[np.ndarray, " inputs"], n0: int, n: int, alpha: float, noise: Noise
-    ) -> Int[np.ndarray, " inputs"]:
-        return np.full(len(votes), n)
+    def plan(self, expected: Expected, n: int) -> int:
+        return n
 
     def done(self, reach: Reach, noise: Noise) -> Bool[np.ndarray, " inputs"]:
         return np.zeros(len(reach.radius), dtype=bool)
@@ -75,9 +75,8 @@ class FixedN:
 class Planned:
     """Draw no more than it takes to certify `share` of the radius that all n draws are expected to certify.
 
-    The number is fixed from the votes of the n0 draws that chose the label (one half vote added to each side), before
-    the draws that count, so the exact bound after them needs no correction for looking.  Inputs whose label is not
-    expected to win get the fewest draws, n / 200.
+    The number is fixed from the n0 draws that chose the label, before the draws that count, so the exact bound after
+    them needs no correction for looking.  Inputs whose label is not expected to win get the fewest draws, n / 200.
 
     Raises InputError unless 0 < share <= 1.
     """
@@ -89,16 +88,10 @@ class Planned:
         if not 0 < self.share <= 1:
             raise InputError(f"the share of the radius to keep must lie in (0, 1], got {self.share}")
 
-    def plan(
-        self, votes: Int[np.ndarray, " inputs"], n0: int, n: int, alpha: float, noise: Noise
-    ) -> Int[np.ndarray, " inputs"]:
+    def plan(self, expected: Expected, n: int) -> int:
         sizes = np.unique(np.ceil(n * np.geomspace(1 / _PLANS, 1, _PLANS)).astype(np.int64))
-        plans = np.full(len(votes), n)
-        for row, count in enumerate(votes):
-            expected = np.floor((count + 0.5) / (n0 + 1) * sizes + 0.5).astype(np.int64)
-            radius = noise.radius(clopper_pearson_lowers(np.minimum(expected, sizes), sizes, alpha))
-            plans[row] = sizes[np.argmax(radius >= self.share * radius[-1])] if radius[-1] > 0 else sizes[0]
-        return plans
+        radius = expected(np.maximum(sizes, 2))
+        return int(sizes[np.argmax(radius >= self.share * radius[-1])]) if radius[-1] > 0 else int(sizes[0])
 
     def done(self, reach: Reach, noise: Noise) -> Bool[np.ndarray, " inputs"]:
         return np.zeros(len(reach.radius), dtype=bool)
@@ -118,10 +111,8 @@ class RadiusTarget:
         if not self.radius >= 0:
             raise InputError(f"the radius to decide must be at least 0, got {self.radius}")
 
-    def plan(
-        self, votes: Int[np.ndarray, " inputs"], n0: int, n: int, alpha: float, noise: Noise
-    ) -> Int[np.ndarray, " inputs"]:
-        return np.full(len(votes), n)
+    def plan(self, expected: Expected, n: int) -> int:
+        return n
 
     def done(self, reach: Reach, noise: Noise) -> Bool[np.ndarray, " inputs"]:
         # A radius of 0 is asked of labels that win: those with a radius above 0.
@@ -143,10 +134,8 @@ class Precision:
         if not self.width > 0:
             raise InputError(f"the wanted width must be positive, got {self.width}")
 
-    def plan(
-        self, votes: Int[np.ndarray, " inputs"], n0: int, n: int, alpha: float, noise: Noise
-    ) -> Int[np.ndarray, " inputs"]:
-        return np.full(len(votes), n)
+    def plan(self, expected: Expected, n: int) -> int:
+        return n
 
     def done(self, reach: Reach, noise: Noise) -> Bool[np.ndarray, " inputs"]:
         with np.errstate(invalid="ignore"):  # both ends infinite: not done

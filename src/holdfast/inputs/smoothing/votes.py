@@ -22,6 +22,12 @@ EARLY = 0.5
 Rows = Int[np.ndarray, " rows"]
 
 
+def expected_lower(votes: int, n0: int, sizes: Int[np.ndarray, " sizes"], alpha: float) -> Float[np.ndarray, " sizes"]:
+    """The exact lower bound that further draws are expected to give after `votes` of n0, with half a vote each way."""
+    share = (votes + 0.5) / (n0 + 1)
+    return clopper_pearson_lowers(np.floor(share * sizes + 0.5).astype(np.int64), sizes, alpha)
+
+
 class VoteCounts:
     """Votes of many inputs' labels, and what they prove.
 
