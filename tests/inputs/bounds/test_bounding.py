@@ -47,7 +47,7 @@ def jacobian(model: nn.Module, x: Tensor) -> Tensor:
 def test_affine_networks_are_bounded_exactly(method, threat):
     model = drawn(AffineNetwork(), 1).double()
     x = inputs(4).double()
-    found = bounds(model, Region(x, THREATS[threat], (0.0, 1.0)), method=method)
+    found = bounds(model, Region(x, THREATS[threat], (0.0, 1.0)), method=method, iterations=3)
     J = jacobian(model, x[0]).expand(len(x), -1, -1, -1, -1)
     low, high = THREATS[threat].worst(J, x, (0.0, 1.0)), -THREATS[threat].worst(-J, x, (0.0, 1.0))
     if method == "ibp" and threat in ("linf", "box"):  # intervals forget how a layer's outputs hang together
@@ -67,7 +67,7 @@ def test_one_affine_layer_is_exact_in_every_method(kind, threat):
     exact = model(x).flatten(1) + THREATS[threat].worst(J, x, (0.0, 1.0))
     graph = capture(model, x)
     for method in METHODS:
-        found = bounds(graph, Region(x, THREATS[threat], (0.0, 1.0)), method=method)
+        found = bounds(graph, Region(x, THREATS[threat], (0.0, 1.0)), method=method, iterations=3)
         torch.testing.assert_close(found.lower, exact, rtol=0, atol=1e-9)
 
 
@@ -93,7 +93,7 @@ def test_vanishing_radius_gives_the_output(name):
     with torch.no_grad():
         output = copy.deepcopy(graph.model).double()(x)
     for method in METHODS:
-        found = bounds(graph, Region(x, Linf(1e-12)), method=method)
+        found = bounds(graph, Region(x, Linf(1e-12)), method=method, iterations=3)
         torch.testing.assert_close(found.lower, output, rtol=0, atol=1e-8)
         torch.testing.assert_close(found.upper, output, rtol=0, atol=1e-8)
 
@@ -158,7 +158,7 @@ def test_bounds_are_differentiable_in_weights_and_follow_training():
     region = Region(x, Linf(0.02), (0.0, 1.0))
     y = torch.tensor([0, 1, 2])
     for method in METHODS:
-        lower = bounds(graph, region, method=method, spec=margin_spec(y, 5).float(), upper=False).lower
+        lower = bounds(graph, region, method=method, spec=margin_spec(y, 5).float(), upper=False, iterations=3).lower
         gradients = torch.autograd.grad(lower.sum(), list(model.parameters()))
         assert all(torch.isfinite(gradient).all() for gradient in gradients)
         assert sum(float(gradient.abs().sum()) for gradient in gradients) > 0

@@ -6,11 +6,13 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from holdfast.core.errors import InputError
 from holdfast.core.seeds import torch_generator
-from holdfast.inputs.bounds import Graph, Region, capture
+from holdfast.inputs.bounds import Graph, Region, bounds, capture, patches
 from holdfast.inputs.bounds.backward import Pass
 from holdfast.inputs.bounds.bounding import MEMORY, propagate
 from holdfast.inputs.bounds.interval import Propagation
@@ -19,8 +21,9 @@ from holdfast.inputs.bounds.optimize import Multipliers, minimise
 from holdfast.inputs.bounds.rounding import Rounding
 from holdfast.threats.balls import L2, Linf
 
-from .networks import NAMES, captured, drawn
-from .test_soundness import inputs
+from .attack import excess
+from .networks import NAMES, captured, drawn, networks
+from .test_soundness import THREATS, inputs
 
 
 def reached(graph: Graph, region: Region, dtype: torch.dtype = torch.float64, outward: bool = False) -> Propagation:
@@ -145,6 +148,89 @@ def test_what_float32_finds_holds_in_float64_with_outward_rounding():
     assert (proven < rounded).all(), "outward rounding charges something"
 
 
+@settings(max_examples=12)
+@given(st.sampled_from(NAMES), st.sampled_from(sorted(THREATS)), st.integers(0, 2**31), st.sampled_from((True, False)))
+def test_optimised_bounds_are_never_looser_row_by_row(name, threat, seed, intersect):
+    graph = captured(name, 99)
+    model = drawn(graph.model, seed, 1.5)
+    region = Region(inputs(seed, 2).double(), THREATS[threat], (0.0, 1.0))
+    with torch.no_grad():
+        plain = bounds(graph, region, method="crown", intersect=intersect)
+        found = bounds(graph, region, method="alpha-crown", intersect=intersect, iterations=2)
+    assert (found.lower >= plain.lower).all()
+    assert (found.upper <= plain.upper).all()
+    assert excess(model, region, found, samples=10, steps=3) <= 1e-9
+
+
+@pytest.mark.parametrize("name", ["residual", "multilayer", "sequence"])
+def test_optimising_pays_and_more_steps_pay_more(name):
+    graph = captured(name)
+    region = Region(inputs(4).double(), Linf(0.15), (0.0, 1.0))
+    with torch.no_grad():
+        plain = bounds(graph, region, method="crown").width.mean()
+        few, many = (bounds(graph, region, method="alpha-crown", iterations=n).width.mean() for n in (1, 20))
+    assert plain > few > many
+
+
+@pytest.mark.parametrize("name", ["residual", "pooled"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_optimised_bounds_do_not_depend_on_blocks_windows_or_neighbours(name, dtype, monkeypatch):
+    graph = captured(name)
+    region = Region(inputs(8, 3).to(dtype), L2(0.5), (0.0, 1.0))
+    close = {"rtol": 0, "atol": 1e-3 if dtype is torch.float32 else 1e-7}
+
+    def found(region: Region, memory: int = MEMORY) -> Tensor:
+        with torch.no_grad():
+            return bounds(graph, region, iterations=3, memory=memory).lower
+
+    whole = found(region)
+    torch.testing.assert_close(found(region, 1 << 20), whole, **close)
+    torch.testing.assert_close(torch.cat([found(region.part(slice(i, i + 1))) for i in range(3)]), whole, **close)
+    for most in (2.0, -1.0):
+        monkeypatch.setattr(patches, "MOST", most)
+        torch.testing.assert_close(found(region), whole, **close)
+
+
+def test_linear_functions_with_optimised_slopes_enclose_the_network():
+    graph = captured("residual")
+    model = copy.deepcopy(graph.model).double()
+    x = inputs(6).double()
+    with torch.no_grad():
+        found = bounds(graph, Region(x, Linf(0.05)), linear=True, iterations=3)
+    A_l, b_l, A_u, b_u = found.linear
+    generator = torch_generator(0, "points")
+    for _ in range(50):
+        point = Linf(0.05).random_start(x, generator=generator)
+        output = model(point)
+        assert (torch.einsum("nrchw,nchw->nr", A_l, point) + b_l <= output + 1e-9).all()
+        assert (torch.einsum("nrchw,nchw->nr", A_u, point) + b_u >= output - 1e-9).all()
+
+
+def test_gradients_in_weights_are_those_at_the_parameters_found():
+    # The envelope theorem does not apply to a search that stopped early, but the bound with its parameters fixed is an
+    # ordinary function of the weights: its gradient is checked by a difference quotient along a random direction.
+    model = drawn(networks()["multilayer"].double(), 5)
+    graph = capture(model, inputs(0).double())
+    region = Region(inputs(0).double(), Linf(0.1), (0.0, 1.0))
+    weight = model[3].weight
+    direction = torch.randn(weight.shape, dtype=weight.dtype, generator=torch_generator(0, "tests", "direction"))
+
+    def lower(iterations: int) -> Tensor:
+        return bounds(graph, region, iterations=iterations, upper=False).lower.sum()
+
+    (gradient,) = torch.autograd.grad(lower(0), weight)
+    with torch.no_grad():
+        weight.add_(1e-6 * direction)
+        above = lower(0)
+        weight.sub_(2e-6 * direction)
+        below = lower(0)
+        weight.add_(1e-6 * direction)
+    assert float((gradient * direction).sum()) == pytest.approx(float(above - below) / 2e-6, rel=1e-4)
+    (optimised,) = torch.autograd.grad(lower(5), weight)
+    assert torch.isfinite(optimised).all()
+    assert not torch.allclose(optimised, gradient)
+
+
 def test_rows_that_are_good_enough_are_left_alone():
     graph = captured("multilayer")
     state = reached(graph, Region(inputs(3).double(), Linf(0.1)))
@@ -191,5 +277,7 @@ def test_bad_input_is_one_clear_error():
         minimise(state, graph.output, rows.float())
     with pytest.raises(InputError, match="splits of value 1"):
         minimise(state, graph.output, rows, splits={1: torch.ones(1, 3)})
+    with pytest.raises(InputError, match="negative"):
+        bounds(graph, Region(torch.zeros(1, 2), Linf(0.1)), iterations=-1)
     with pytest.raises(InputError, match="start"):
         minimise(state, graph.output, rows, start=Multipliers({2: torch.ones(1, 5, 1, 1, 4)}))

@@ -43,7 +43,7 @@ def test_no_sampled_or_attacked_point_leaves_the_bounds(name, threat):
     for method in METHODS:
         region = Region(inputs(1).double(), THREATS[threat], (0.0, 1.0))
         with torch.no_grad():
-            found = bounds(graph, region, method=method, rounding="outward")
+            found = bounds(graph, region, method=method, rounding="outward", iterations=3)
         assert excess(model, region, found, samples=30, steps=6) <= 0
 
 
@@ -56,7 +56,7 @@ def test_outward_rounding_holds_at_radii_near_the_unit_roundoff(name, dtype, rad
     for method in METHODS:
         region = Region(inputs(3).to(dtype), Linf(radius))
         with torch.no_grad():
-            found = bounds(graph, region, method=method, rounding="outward")
+            found = bounds(graph, region, method=method, rounding="outward", iterations=3)
         # Points are formed in float64, so that they are inside the region to float64's precision.
         inside = Region(region.x.double(), Linf(radius * (1 - 1e-6)))
         assert excess(model, inside, found, samples=10, steps=3) <= 0
@@ -88,7 +88,7 @@ def test_random_weights_threats_and_methods(name, threat, method, seed, scale):
     model = drawn(graph.model, seed, scale)
     region = Region(inputs(seed, 2).double(), THREATS[threat], (0.0, 1.0))
     with torch.no_grad():
-        found = bounds(graph, region, method=method, rounding="outward")
+        found = bounds(graph, region, method=method, rounding="outward", iterations=3)
     assert (found.lower <= found.upper).all()
     assert excess(model, region, found, samples=20, steps=3) <= 0
 
@@ -113,7 +113,7 @@ def test_certified_examples_survive_the_attack_and_ordering_of_methods():
     model = graph.model
     x = inputs(2, 20)
     y = model(x).argmax(1)
-    margins = {method: certify(graph, x, y, Linf(0.1), (0.0, 1.0), method).margin for method in METHODS}
+    margins = {method: certify(graph, x, y, Linf(0.1), (0.0, 1.0), method, iterations=3).margin for method in METHODS}
     assert margins["crown"].mean() > margins["crown-ibp"].mean() > margins["ibp"].mean()
     proven = margins["crown"] > 0
     assert proven.any()

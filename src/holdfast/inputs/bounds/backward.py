@@ -19,7 +19,7 @@ block of rows at a time, and the result is intersected with the interval.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -34,6 +34,8 @@ from holdfast.inputs.bounds.rows import Columns, Rows, absolute, added, aligned,
 
 #: Rows, their successor, and the temporaries of one relaxation are alive at once.
 _COPIES = 6
+#: What differentiation keeps of the rows on every value, and the free parameters with their gradients and moments.
+_HELD = 4
 
 
 @dataclass(frozen=True)
@@ -223,10 +225,17 @@ def _least(rows: Rows, box: Box) -> Tensor:
     return inner(rows, (box.upper + box.lower) / 2) - inner(absolute(rows), (box.upper - box.lower) / 2)
 
 
-def refine(state: Propagation, position: int, wanted: Tensor, memory: int, intersect: bool = True) -> None:
+Units = Callable[[slice, Tensor], Box]
+
+
+def refine(
+    state: Propagation, position: int, wanted: Tensor, memory: int, intersect: bool = True, bound: Units | None = None
+) -> None:
     """Improve the box at `position` where `wanted`, by backward passes that hold at most about `memory` bytes.
 
-    An entry that is not wanted keeps its interval, which is sound as well.
+    An entry that is not wanted keeps its interval, which is sound as well.  `bound` gives bounds of the entries at flat
+    positions (examples, rows) of some examples, and is taken to keep what differentiation needs; the default is one
+    pass.
     """
     box = state.boxes[position]
     flat = wanted.flatten(1)
@@ -234,11 +243,10 @@ def refine(state: Propagation, position: int, wanted: Tensor, memory: int, inter
     if not bool(flat.any()):
         return
     new_lower, new_upper = lower, upper
-    for examples, index in _blocks(flat, rows_at_once(state, position, memory)):
-        carried = Pass(state, examples, both=True).run_units(position, index)
-        assert carried.upper is not None
+    limit = rows_at_once(state, position, memory, differentiated=bound is not None)
+    for examples, index in _blocks(flat, limit):
+        fresh = _by_default(state, position, examples, index) if bound is None else bound(examples, index)
         old = Box(lower[examples].gather(1, index), upper[examples].gather(1, index))
-        fresh = Box(carried.lower, carried.upper)
         fresh = fresh.intersect(old) if intersect else fresh
         # Entries that only pad a block stay as they were: no example's bounds depend on its neighbours in the batch.
         asked = flat[examples].gather(1, index)
@@ -249,11 +257,18 @@ def refine(state: Propagation, position: int, wanted: Tensor, memory: int, inter
     state.boxes[position] = Box(new_lower.reshape(box.lower.shape), new_upper.reshape(box.upper.shape))
 
 
-def rows_at_once(state: Propagation, position: int, memory: int) -> int:
+def _by_default(state: Propagation, position: int, examples: slice, index: Tensor) -> Box:
+    carried = Pass(state, examples, both=True).run_units(position, index)
+    assert carried.upper is not None
+    return Box(carried.lower, carried.upper)
+
+
+def rows_at_once(state: Propagation, position: int, memory: int, differentiated: bool = False) -> int:
     """How many (example, row) pairs a backward pass from `position` may hold."""
     box = state.boxes[position].lower
-    widest = max(state.boxes[i].lower[0].numel() for i in range(position + 1))
-    return max(1, memory // (_COPIES * 2 * widest * box.element_size()))
+    sizes = [state.boxes[i].lower[0].numel() for i in range(position + 1)]
+    held = _HELD * sum(sizes) if differentiated else _COPIES * max(sizes)
+    return max(1, memory // (2 * held * box.element_size()))
 
 
 def _blocks(wanted: Tensor, limit: int) -> Iterator[tuple[slice, Tensor]]:

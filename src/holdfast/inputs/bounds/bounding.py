@@ -1,7 +1,9 @@
 """`bounds` and `certify`: from a model and a region to proven bounds on its outputs.
 
 Methods: `"ibp"` (intervals throughout; fast and loose), `"crown-ibp"` (intervals inside, backward linear bounds for the
-output), `"crown"` (backward linear bounds for every value that a relaxation depends on).
+output), `"crown"` (backward linear bounds for every value that a relaxation depends on), `"alpha-crown"` (those, then
+again with the relaxations' free parameters optimised for every row; never looser than `"crown"`, tens of times its
+work).
 
 `bounds` computes in the dtype of the region's inputs.  With `rounding="nearest"` it returns what floating point gives,
 which can be off by rounding like any computed number; with `rounding="outward"` the bounds hold for the exact
@@ -23,12 +25,13 @@ from holdfast.inputs.bounds.backward import Pass, refine, rows_at_once
 from holdfast.inputs.bounds.graph import Graph, capture
 from holdfast.inputs.bounds.interval import Propagation
 from holdfast.inputs.bounds.operator import Box
+from holdfast.inputs.bounds.optimize import ITERATIONS, Search, both_ends, optimised, sharpen
 from holdfast.inputs.bounds.region import BoundCertificates, Bounds, Region, margin_spec
 from holdfast.inputs.bounds.rounding import Rounding
 from holdfast.threats.base import Threat, Valid
 
-Method = Literal["ibp", "crown-ibp", "crown"]
-METHODS: tuple[Method, ...] = ("ibp", "crown-ibp", "crown")
+Method = Literal["ibp", "crown-ibp", "crown", "alpha-crown"]
+METHODS: tuple[Method, ...] = ("ibp", "crown-ibp", "crown", "alpha-crown")
 
 #: Memory that the rows of one backward pass may take, in bytes.
 MEMORY = 1 << 26
@@ -38,7 +41,7 @@ def bounds(
     model: nn.Module | Graph,
     region: Region,
     *,
-    method: Method = "crown",
+    method: Method = "alpha-crown",
     spec: Float[Tensor, "batch rows outputs"] | None = None,
     targets: Int[Tensor, "batch picks"] | None = None,
     rounding: Literal["nearest", "outward"] = "nearest",
@@ -46,6 +49,7 @@ def bounds(
     linear: bool = False,
     intersect: bool = True,
     memory: int = MEMORY,
+    iterations: int = ITERATIONS,
 ) -> Bounds:
     """Bounds of C f(x') over the region.
 
@@ -59,6 +63,7 @@ def bounds(
     intersect : keep, entry by entry, the tighter of interval and backward bound; False gives the published algorithm,
         whose bounds inside the network are the backward ones alone.
     memory : bytes that the rows of one backward pass may take.
+    iterations : gradient steps on the free parameters of every bound ("alpha-crown" only).
 
     Raises
     ------
@@ -69,15 +74,21 @@ def bounds(
         raise InputError(f"unknown bounding method {method!r}; choose from {', '.join(METHODS)}")
     if spec is not None and targets is not None:
         raise InputError("give `spec` or `targets`, not both: targets are rows that pick single outputs")
+    if iterations < 0:
+        raise InputError(f"iterations must not be negative, got {iterations}")
     graph = model if isinstance(model, Graph) else capture(model, region.x)
     _check_shape(graph, region)
     rows = _rows(graph, region, spec, targets)
     x = region.x
     terms = graph.longest_sum if rounding == "outward" else 0
     state = Propagation(graph.bind(x.dtype, x.device), region, Rounding(rounding == "outward", terms))
-    propagate(state, method, memory, intersect)
+    wish = _Wish(method, upper, linear, intersect, memory, iterations)
+    propagate(state, wish.reference, memory, intersect)
     _check_finite(graph, state.boxes[graph.output])
-    return _conclude(state, graph.output, rows, _Wish(method, upper, linear, intersect, memory))
+    found = _conclude(state, graph.output, rows, wish)
+    if method != "alpha-crown":
+        return found
+    return _sharper(sharpen(state, memory, iterations, intersect), graph.output, rows, wish, found)
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,12 @@ class _Wish:
     linear: bool
     intersect: bool
     memory: int
+    iterations: int
+
+    @property
+    def reference(self) -> Method:
+        """The method without optimisation."""
+        return "crown" if self.method == "alpha-crown" else self.method
 
     @property
     def through(self) -> bool:
@@ -96,7 +113,10 @@ class _Wish:
 
 
 def propagate(state: Propagation, method: Method, memory: int, intersect: bool = True) -> None:
-    """Boxes of every value.  Refines, before a nonlinear node is reached, what its relaxation depends on."""
+    """Boxes of every value, without optimisation.  Refines, before a nonlinear node is reached, what its relaxation
+    depends on.
+    """
+    refined: dict[int, Tensor] = {}
     for node in state.nodes:
         if method != "crown" and state.separable:
             state.advance()
@@ -105,7 +125,9 @@ def propagate(state: Propagation, method: Method, memory: int, intersect: bool =
             if wanted is None or state.tight[parent]:
                 continue
             if method == "crown":
-                refine(state, parent, wanted, memory, intersect)
+                # Not again what another user of the value wanted.
+                refine(state, parent, wanted & ~refined.get(parent, torch.zeros_like(wanted)), memory, intersect)
+                refined[parent] = wanted | refined.get(parent, wanted)
             elif not state.separable and state.affine(parent):
                 # The first affine layer of a ball: its exact reach (dual norm) instead of its enclosing box.
                 refine(state, parent, torch.ones_like(wanted), memory)
@@ -118,24 +140,59 @@ def _conclude(state: Propagation, output: int, rows: Tensor | None, wish: _Wish)
         raise InputError("method 'ibp' has no linear functions of the input; use 'crown' or 'crown-ibp'")
     if not wish.through and rows is None and (state.separable or not state.affine(output)):
         return Bounds(box.lower.flatten(1), box.upper.flatten(1))
-    if rows is None:
-        outputs = box.lower[0].numel()
-        rows = torch.eye(outputs, dtype=box.lower.dtype, device=box.lower.device).expand(len(box.lower), -1, -1)
-    found = [_pass(state, output, part, wish) for part in _parts(state, output, rows, wish.memory)]
-    merged = [torch.cat(pieces) for pieces in zip(*((b.lower, b.upper) for b in found))]
-    functions = None
-    if wish.linear:
-        functions = tuple(torch.cat(pieces) for pieces in zip(*(b.linear for b in found if b.linear is not None)))
-    return Bounds(merged[0], merged[1], functions)  # type: ignore[arg-type]
+    rows = _every(box) if rows is None else rows
+    limit = rows_at_once(state, output, wish.memory)
+    return _merged([_pass(state, output, part, wish) for part in _parts(rows, limit)])
 
 
-def _parts(state: Propagation, output: int, rows: Tensor, memory: int) -> list[tuple[slice, Tensor]]:
-    """Runs of examples whose rows fit into memory."""
-    together = max(1, rows_at_once(state, output, memory) // rows.shape[1])
+def _every(box: Box) -> Tensor:
+    """Rows that pick every entry."""
+    outputs = box.lower[0].numel()
+    return torch.eye(outputs, dtype=box.lower.dtype, device=box.lower.device).expand(len(box.lower), -1, -1)
+
+
+def _parts(rows: Tensor, limit: int) -> list[tuple[slice, Tensor]]:
+    """Runs of examples with at most `limit` rows, as far as single examples allow."""
+    together = max(1, limit // rows.shape[1])
     return [
         (slice(first, min(first + together, len(rows))), rows[first : first + together])
         for first in range(0, len(rows), together)
     ]
+
+
+def _merged(found: list[Bounds]) -> Bounds:
+    lower, upper = (torch.cat(pieces) for pieces in zip(*((b.lower, b.upper) for b in found)))
+    functions = tuple(torch.cat(pieces) for pieces in zip(*(b.linear for b in found if b.linear is not None)))
+    return Bounds(lower, upper, functions or None)  # type: ignore[arg-type]
+
+
+def _sharper(state: Propagation, output: int, rows: Tensor | None, wish: _Wish, known: Bounds) -> Bounds:
+    """Bounds with optimised parameters, intersected with those known."""
+    rows = _every(state.boxes[output]) if rows is None else rows
+    limit = rows_at_once(state, output, wish.memory, differentiated=True)
+    twin = state.detached(nearest=True)
+    found = _merged([_climbed(state, twin, output, part, wish) for part in _parts(rows, limit)])
+    best = Box(found.lower, found.upper).intersect(Box(known.lower, known.upper))
+    return Bounds(best.lower, best.upper, found.linear)
+
+
+def _climbed(state: Propagation, twin: Propagation, output: int, part: tuple[slice, Tensor], wish: _Wish) -> Bounds:
+    examples, rows = part
+    shaped = rows.reshape(*rows.shape[:2], *state.boxes[output].lower.shape[1:])
+
+    def bound(search: Search) -> Tensor:
+        carried = search.backward(wish.upper).run(output, shaped)
+        return both_ends(carried) if wish.upper else carried.lower
+
+    count = rows.shape[1] * (2 if wish.upper else 1)
+    ends, search = optimised(state, twin, examples, count, bound, wish.iterations)
+    lower, upper = (ends, torch.full_like(ends, -torch.inf)) if not wish.upper else ends.chunk(2, 1)
+    functions = None
+    if wish.linear:
+        carried = search.backward(wish.upper, keep=True).run(output, shaped)
+        assert carried.rows is not None
+        functions = _functions(carried.rows.squeeze(2), carried.bias, rows.shape[1])
+    return Bounds(lower, -upper, functions)
 
 
 def _pass(state: Propagation, output: int, part: tuple[slice, Tensor], wish: _Wish) -> Bounds:
@@ -201,8 +258,9 @@ def certify(
     y: Int[Tensor, " batch"],
     threat: Threat,
     valid: Valid = None,
-    method: Method = "crown",
+    method: Method = "alpha-crown",
     memory: int = MEMORY,
+    iterations: int = ITERATIONS,
 ) -> BoundCertificates:
     """Whether no admissible change of `x` moves the label `y`, proven in float64 with outward rounding.
 
@@ -213,6 +271,15 @@ def certify(
         raise InputError(f"got {len(x)} inputs but {len(y)} labels; give one label an input")
     rows = margin_spec(y, graph.outputs)
     region = Region(x.double(), threat, valid)
-    found = bounds(graph, region, method=method, spec=rows, rounding="outward", upper=False, memory=memory)
+    found = bounds(
+        graph,
+        region,
+        method=method,
+        spec=rows,
+        rounding="outward",
+        upper=False,
+        memory=memory,
+        iterations=iterations,
+    )
     margin = found.lower.amin(1)
     return BoundCertificates(margin > 0, margin)

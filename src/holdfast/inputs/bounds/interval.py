@@ -68,10 +68,11 @@ class Propagation:
         region = self.region if self.separable else self.region.part(examples)
         return Propagation.resume(self.nodes, region, self.rounding, boxes)
 
-    def detached(self) -> Propagation:
-        """The same without a way back to what the boxes were computed from."""
+    def detached(self, nearest: bool = False) -> Propagation:
+        """The same without a way back to what the boxes were computed from; `nearest`: and without outward rounding."""
         boxes = [Box(box.lower.detach(), box.upper.detach()) for box in self.boxes]
-        return Propagation.resume(self.nodes, self.region, self.rounding, boxes)
+        rounding = Rounding(False, 0) if nearest else self.rounding
+        return Propagation.resume(self.nodes, self.region, rounding, boxes)
 
     def advance(self) -> int:
         """Add the next value's box; returns its position."""

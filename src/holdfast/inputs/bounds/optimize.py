@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from holdfast.core.errors import InputError
-from holdfast.inputs.bounds.backward import Pass
+from holdfast.inputs.bounds.backward import Carried, Pass, Units, refine
 from holdfast.inputs.bounds.interval import Propagation
 from holdfast.inputs.bounds.operator import Box, Relaxation
 from holdfast.inputs.bounds.patches import Patches, Phases
@@ -65,9 +65,9 @@ def minimise(
     iterations: int = ITERATIONS,
     splits: Mapping[int, Tensor] | None = None,
     start: Multipliers | None = None,
-    lr_free: float = 0.1,
-    lr_beta: float = 0.05,
-    decay: float = 0.98,
+    lr_free: float = 0.5,
+    lr_beta: float = 0.1,
+    decay: float = 0.9,
     stop_at: float | Tensor | None = None,
 ) -> tuple[Float[Tensor, "examples rows"], Multipliers]:
     """The best lower bound of rows . value that `iterations` steps find, and the multipliers that give it.
@@ -121,13 +121,73 @@ def _signs(state: Propagation, splits: Mapping[int, Tensor]) -> dict[int, Tensor
     return signs
 
 
+def sharpen(reference: Propagation, memory: int, iterations: int, intersect: bool = True) -> Propagation:
+    """Boxes at least as tight as the reference's, by optimised passes for every value that a relaxation depends on.
+
+    `reference` is a finished CROWN propagation.  `intersect` as in `bounds`.  Differentiable where the reference is.
+    """
+    state = Propagation.resume(reference.nodes, reference.region, reference.rounding, reference.boxes[:1])
+    for node in state.nodes:
+        for parent, wanted in zip(node.inputs, node.operator.wanted(*(state.boxes[i] for i in node.inputs))):
+            # Where nothing lies in between that could be chosen, the reference is as good as it gets.
+            if wanted is not None and not state.tight[parent] and not state.affine(parent):
+                refine(state, parent, wanted, memory, bound=_climber(state, parent, iterations))
+        found = state.boxes[state.advance()]
+        known = reference.boxes[len(state.boxes) - 1]
+        state.boxes[-1] = found.intersect(known) if intersect else known
+    return state
+
+
+def _climber(state: Propagation, position: int, iterations: int) -> Units:
+    twin = state.detached(nearest=True)
+
+    def climbed(examples: slice, index: Tensor) -> Box:
+        def bound(search: Search) -> Tensor:
+            return both_ends(search.backward(both=True).run_units(position, index))
+
+        lower, _ = optimised(state, twin, examples, 2 * index.shape[1], bound, iterations)
+        below, above = lower.chunk(2, 1)
+        return Box(below, -above)
+
+    return climbed
+
+
+def optimised(
+    state: Propagation,
+    twin: Propagation,
+    examples: slice,
+    count: int,
+    bound: Callable[[Search], Tensor],
+    iterations: int,
+) -> tuple[Tensor, Search]:
+    """`bound` of `count` rows with the best parameters that are found on `twin`, evaluated on `state`.
+
+    The two have the same boxes; `state` may round outward and may be differentiable.
+    """
+    search = Search(twin, examples, count)
+    lower = search.climb(lambda: bound(search), iterations, Steps())
+    search.settle(state)
+    live = torch.is_grad_enabled()
+    return (bound(search) if live or state.rounding.outward else lower), search
+
+
+def both_ends(carried: Carried) -> Tensor:
+    """Lower bounds of the rows and of the negated rows."""
+    assert carried.upper is not None
+    return torch.cat([carried.lower, -carried.upper], 1)
+
+
 @dataclass(frozen=True)
 class Steps:
-    """Step sizes of Adam, and the factor on them after every step."""
+    """Step sizes of Adam, and the factor on them after every step.
 
-    free: float = 0.1
-    beta: float = 0.05
-    decay: float = 0.98
+    With few steps long ones that shrink fast do best: ten of these give what twenty of length 0.1 that hardly shrink
+    do (networks of the VNN-COMP).
+    """
+
+    free: float = 0.5
+    beta: float = 0.1
+    decay: float = 0.9
 
 
 class Search:
@@ -152,6 +212,7 @@ class Search:
         self._kinds: dict[int, Rows] = {}
         self._signs = {position: -sign[examples].unsqueeze(1) for position, sign in (signs or {}).items()}
         self._beta = {position: self._multiplier(position, count) for position in self._signs}
+        self._climbing = False
         self._kept: dict[int, Tensor] = {}
         self._kept_beta: dict[int, Tensor] = {}
 
@@ -160,14 +221,14 @@ class Search:
         shape = (len(sign), count, *sign.shape[2:])
         return sign.new_zeros(shape) if given is None else given.detach().to(sign).clamp(min=0).clone()
 
-    def backward(self, both: bool) -> Pass:
+    def backward(self, both: bool, keep: bool = False) -> Pass:
         """A pass that uses the present parameters."""
         extra = {position: self._signs[position] * beta for position, beta in self._beta.items()}
-        return Pass(self.state, self.examples, both, choices=self, extra=extra)
+        return Pass(self.state, self.examples, both, keep=keep, choices=self, extra=extra)
 
     def relaxation(self, position: int, rows: Rows) -> Relaxation:
         """The relaxation that the present parameters choose for `rows` on the value."""
-        if position not in self._free:
+        if position not in self._choices:
             self._open(position, rows)
         return self._choices[position](self._free[position])
 
@@ -178,17 +239,23 @@ class Search:
             lower, upper = (end[self.examples] for end in self.state.boxes[parent])
             unsqueezed = Box(lower.unsqueeze(1), upper.unsqueeze(1))
             boxes.append(_seen(rows, Box(lower, upper)) if node.operator.diagonal else unsqueezed)
-        with torch.no_grad():
-            self._choices[position] = node.operator.choices(*boxes)
-            given = self._start.free.get(position)
-            if given is None:
-                free = node.operator.start(*boxes)
-                free = free.expand(*free.shape[:2], _values(rows).shape[1], *free.shape[3:])
-            else:
-                free = torch.stack([_of_rows(rows, part) for part in given.detach().to(boxes[0].lower).clamp(0, 1)])
+        self._choices[position] = node.operator.choices(*boxes)
+        if position in self._free:
+            return
+        given = self._start.free.get(position)
+        if given is None:
+            free = node.operator.start(*boxes).detach()
+            free = free.expand(*free.shape[:2], _values(rows).shape[1], *free.shape[3:])
+        else:
+            free = torch.stack([_of_rows(rows, part) for part in given.detach().to(boxes[0].lower).clamp(0, 1)])
         self._free[position] = free.clone(memory_format=torch.contiguous_format)
-        self._free[position].requires_grad_(torch.is_grad_enabled())
+        self._free[position].requires_grad_(self._climbing)
         self._kinds[position] = rows if isinstance(rows, Tensor) else replace(rows, values=rows.values[:1, :0])
+
+    def settle(self, state: Propagation) -> None:
+        """Fix the best parameters of every row, for use on another state of the same boxes."""
+        self.state, self._choices = state, {}
+        self._free, self._beta = dict(self._kept), dict(self._kept_beta)
 
     def climb(
         self, bound: Callable[[], Tensor], iterations: int, steps: Steps, stop_at: float | Tensor | None = None
@@ -197,13 +264,14 @@ class Search:
         best, adam = None, None
         for step in range(iterations + 1):
             last = step == iterations
+            self._climbing = not last
             with torch.set_grad_enabled(not last):
                 for beta in self._beta.values():
                     beta.requires_grad_(not last)
                 lower = bound()
             best = self._keep(lower.detach(), best)
             unsettled = None if stop_at is None else best <= stop_at
-            if last or not lower.requires_grad or (unsettled is not None and not bool(unsettled.any())):
+            if last or not (self._free or self._beta) or (unsettled is not None and not bool(unsettled.any())):
                 break
             adam = adam or self._adam(steps)
             with torch.enable_grad():
