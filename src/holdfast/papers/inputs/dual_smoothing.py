@@ -70,8 +70,8 @@ def check(scale: Scale) -> Outcome:
     means = {name: _mean(trials[0.25], name) for name in ("dual", "plain")}
     notes = (
         f"Fashion-MNIST, {IMAGES} test images a seed, perceptrons of 128 hidden units trained on {TRAINED_ON} noisy "
-        f"images. Plain smoothing {DRAWS} draws, two halves {DRAWS // 2} each, labels from {DRAWS_FOR_LABEL} more, alpha {ERROR:g}. "
-        "The radius in print is not a certificate; the table shows what it would have said."
+        f"images. Plain smoothing {DRAWS} draws, two halves {DRAWS // 2} each, labels from {DRAWS_FOR_LABEL} more, "
+        f"alpha {ERROR:g}. The radius in print is not a certificate; the table shows what it would have said."
     )
     exhibits = (_table(trials, gains), _curve(trials[0.25]))
     return Outcome(tuple(criteria), means["dual"], means["plain"], exhibits, SEEDS, notes)
