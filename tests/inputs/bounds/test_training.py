@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from holdfast.core.errors import InputError, UnsupportedError
 from holdfast.core.seeds import torch_generator
-from holdfast.inputs.bounds import Region, bounds, certify, margin_spec, training
+from holdfast.inputs.bounds import Region, bounds, capture, certify, margin_spec, training
 from holdfast.inputs.bounds.margins import fused_log_sum, interval_margins
 from holdfast.inputs.bounds.operator import Box
 from holdfast.inputs.bounds.schedule import Ramp
@@ -286,27 +286,26 @@ def test_the_attack_leaves_running_statistics_alone():
 def test_a_network_trained_to_be_certifiable_keeps_its_promise():
     images, labels = (torch.from_numpy(part) for part in digits())
     train, test, eps = slice(0, 1200), slice(1200, 1500), 0.08
-    model = drawn(
-        nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)), 0
-    ).train()
+    model = drawn(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)), 0)
     loss = CertifiedLoss(eps=Ramp(0.0, eps, 10, 60), kappa=Ramp(1.0, 0.3, 10, 60))
     optimizer, order = torch.optim.Adam(model.parameters(), lr=5e-3), torch_generator(0, "tests", "order")
     x, y = images[test], labels[test]
-    before = certify(model.eval(), x, y, Linf(eps), VALID, "ibp").certified.double().mean()
+    graph = capture(model.eval(), x)
+    before = certify(graph, x, y, Linf(eps), VALID, "ibp").certified.double().mean()
     model.train()
     for _ in range(8):
         for index in torch.randperm(1200, generator=order).split(100):
             optimizer.zero_grad()
-            loss(model, images[train][index], labels[train][index]).backward()
+            loss(graph, images[train][index], labels[train][index]).backward()
             optimizer.step()
             loss.advance()
     model.eval()
-    promised = loss.margins(model, x, y).amin(1)
-    proven = certify(model, x, y, Linf(eps), VALID, "ibp")
+    promised = loss.margins(graph, x, y).amin(1)
+    proven = certify(graph, x, y, Linf(eps), VALID, "ibp")
     torch.testing.assert_close(promised.double(), proven.margin, rtol=0, atol=1e-4)
     assert (proven.certified == (promised > 0))[promised.abs() > 1e-4].all()
     assert proven.certified.double().mean() > 0.5 > before + 0.3
-    assert (certify(model, x, y, Linf(eps), VALID, "crown").certified >= proven.certified).all()
+    assert (certify(graph, x, y, Linf(eps), VALID, "crown").certified >= proven.certified).all()
 
 
 class Shared(nn.Module):
@@ -343,10 +342,8 @@ def test_bad_input_is_refused():
     with pytest.raises(InputError, match="at least one step"):
         SmallBoxLoss(0.1, 0.5, steps=0)
     loss = CertifiedLoss(eps=0.1)
-    with pytest.raises(InputError, match=r"labels in 0\.\.4"):
+    with pytest.raises(InputError, match=r"label in 0\.\.4"):
         loss(graph, x, torch.full_like(y, 5))
-    with pytest.raises(InputError, match="4 labels"):
-        loss(graph, x, y[:4])
     with pytest.raises(InputError, match="outside the valid range"):
         loss(graph, x + 1, y)
     with pytest.raises(InputError, match="norm is used more than once"):
