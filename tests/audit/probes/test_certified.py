@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.audit.probe import Batch, Evidence, Settings
+from holdfast.audit.probes import proof_plan
 from holdfast.audit.probes.certified import FRACTIONS, CertifiedProbe, Provable, Votes
 from holdfast.core.finding import Section
 from holdfast.core.seeds import torch_generator
@@ -156,3 +157,27 @@ def test_inputs_outside_the_valid_range_are_still_examined():
     subject, _ = plane_subject()
     _, evidence, _ = drive(replace(subject, valid=(0.4, 0.6)), Settings(threat=Linf(1e-4)))
     assert evidence["certified"][9:].mean() > 0.9
+
+
+def test_dear_methods_are_tried_where_they_are_affordable_and_prove_more(monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    layers = [nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 2)]
+    model = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            fan = parameter[0].numel() if parameter.ndim > 1 else 4
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 1.4 / fan**0.5)
+    subject, _ = plane_subject()
+    x, _ = subject.test.take(np.arange(EXAMPLES))
+    with torch.no_grad():
+        y = model(torch.from_numpy(x)).argmax(1).numpy()
+    subject = replace(subject, model=model, test=Data(ArrayInputs(x), y))
+    proven = {}
+    for budget, methods in ((0.0, 1), (proof_plan.AFFORDABLE, 3)):
+        monkeypatch.setattr(proof_plan, "AFFORDABLE", budget)
+        state, evidence, section = drive(subject, Settings(threat=Linf(0.3)))
+        assert state.methods == ("crown-ibp", "crown", "alpha-crown")[:methods]
+        assert all(proof_plan.PUBLISHED[method] in section.method for method in state.methods)
+        proven[methods] = evidence["proven"]
+    assert (proven[3] | ~proven[1]).all()
+    assert proven[3].sum() > proven[1].sum()

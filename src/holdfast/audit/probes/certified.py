@@ -1,9 +1,11 @@
 """For how many inputs can it be proven that no admissible change moves the answer?
 
-Where the model's operators can be read, its outputs are bounded over the whole threat set (intervals, and backward
-linear bounds, in float64 with rounding accounted for).  An example counts when the bounds show that its right label
-wins everywhere.  What is not proven may still hold: the certified accuracy is a lower bound of the true worst case, as
-accuracy under attack is an upper bound, and the truth lies between the two.
+Where the model's operators can be read, its outputs are bounded over the whole threat set, in float64 with rounding
+accounted for: by linear bounds on intervals first, and what these leave open by linear bounds throughout (CROWN) and
+by ones with optimised slopes (alpha-CROWN), as far as the work that the model makes of them allows.  An example counts
+when the bounds show that its right label wins everywhere; one that a few gradient steps break is not bounded further.
+What is not proven may still hold: the certified accuracy is a lower bound of the true worst case, as accuracy under
+attack is an upper bound, and the truth lies between the two.
 
 Where they cannot be read (or the threat has no linear bounds), the model is smoothed with Gaussian noise and each
 example gets a certificate in Euclidean distance by counting votes, drawn until it is decided whether it reaches half a
@@ -21,44 +23,24 @@ from torch import Tensor
 
 from holdfast.audit.probe import Batch, Evidence, Needs, Rows, Settings
 from holdfast.audit.probes.attack_plan import default_threat, feature_spread
+from holdfast.audit.probes.proof_plan import PUBLISHED, TITLES, Provable, affordable, largest_stable, widened
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.estimate import Estimate
 from holdfast.core.exhibit import Curve, Series, Table
 from holdfast.core.finding import Finding, Section
 from holdfast.core.sequences import anytime_mean
-from holdfast.inputs.bounds import Graph, Method, capture, certify, unsupported
+from holdfast.inputs.bounds import capture, certify, unsupported
 from holdfast.inputs.smoothing.gaussian import Smoothed
 from holdfast.inputs.smoothing.stopping import RadiusTarget
 from holdfast.subject.subject import Access, Subject
-from holdfast.threats.base import Threat, Valid
+from holdfast.threats.base import Threat
 from holdfast.threats.wording import number
 
 #: Radii of the curve, in units of the chosen one, rising.
 FRACTIONS = (0.0625, 0.125, 0.25, 0.5, 1.0)
-#: Beyond this many entries that nonlinear operators look at, only the output is bounded backwards.
-MANY_NEURONS = 20_000
 #: Noise of the smoothed model, in units of the range of values (images) or of each feature's spread (anything else).
 NOISE = 0.25
 DRAWS_FOR_LABEL, DRAWS, ERROR = 32, 1000, 1e-3
-
-
-@dataclass(frozen=True)
-class Provable:
-    """The model can be bounded over `threats`, one a radius, rising; `chosen` is the place of the one asked about."""
-
-    graph: Graph
-    threats: tuple[Threat, ...]
-    chosen: int
-    method: Method
-    words: str
-
-    @property
-    def threat(self) -> Threat:
-        return self.threats[self.chosen]
-
-    @property
-    def radii(self) -> tuple[float, ...]:
-        return tuple(threat.radius for threat in self.threats)
 
 
 @dataclass(frozen=True)
@@ -98,8 +80,7 @@ class CertifiedProbe:
         threats = [threat if fraction == 1 else threat.scaled(fraction * threat.radius) for fraction in FRACTIONS]
         kept = tuple({t.radius: t for t in threats}.values())  # families counted in pixels round their radius
         chosen = [t.radius for t in kept].index(threat.radius)
-        method: Method = "crown" if _neurons(graph) <= MANY_NEURONS else "crown-ibp"
-        return Provable(graph, kept, chosen, method, words)
+        return Provable(graph, kept, chosen, affordable(subject, graph, threat), words)
 
     def examine(self, subject: Subject, state: State, batch: Batch) -> Rows:
         """Columns, one row an example.
@@ -112,10 +93,11 @@ class CertifiedProbe:
         """
         if isinstance(state, Votes):
             return self._vote(subject, state, batch)
-        valid = _widened(subject.valid, batch.x)
+        valid = widened(subject.valid, batch.x)
         answers = batch.logits.argmax(1)
         right = batch.correct.cpu()
-        stable = _largest_stable(state, batch.x, answers, valid)[:, None] >= torch.arange(len(state.threats))
+        places = largest_stable(subject.model, state, batch.x, answers, valid, batch.generator)
+        stable = places[:, None] >= torch.arange(len(state.threats))
         proven = stable & right[:, None]
         shown = certify(state.graph, batch.x, answers, state.threat, valid, "ibp").certified.cpu() & right
         return {
@@ -177,26 +159,6 @@ class CertifiedProbe:
         )
 
 
-def _largest_stable(state: Provable, x: Tensor, answers: Tensor, valid: Valid) -> Tensor:
-    """Place of the largest radius at which each answer is proven to stay, -1 for none; (batch,) on the CPU.
-
-    By halving: a proof covers every smaller radius, and where one fails larger radii are not tried.
-    """
-    least = torch.full((len(x),), -1)
-    failed = torch.full((len(x),), len(state.threats))
-    while True:
-        middle = torch.div(least + failed, 2, rounding_mode="floor")
-        undecided = failed - least > 1
-        if not bool(undecided.any()):
-            return least
-        for place in middle[undecided].unique().tolist():
-            rows = (undecided & (middle == place)).nonzero().squeeze(1)
-            there = rows.to(x.device)
-            found = certify(state.graph, x[there], answers[there], state.threats[place], valid, state.method)
-            proven = found.certified.cpu()
-            least[rows[proven]], failed[rows[~proven]] = place, place
-
-
 def _share(column: np.ndarray, settings: Settings) -> Estimate:
     return anytime_mean(column.astype(bool), level=settings.level)
 
@@ -207,8 +169,8 @@ def _hindrance(subject: Subject, threat: Threat) -> str | None:
         return "the model's operators cannot be read"
     x = _example(subject)
     try:
-        threat.interval(x, _widened(subject.valid, x))
-        threat.worst(torch.zeros(1, 1, *x.shape[1:], device=x.device), x, _widened(subject.valid, x))
+        threat.interval(x, widened(subject.valid, x))
+        threat.worst(torch.zeros(1, 1, *x.shape[1:], device=x.device), x, widened(subject.valid, x))
     except UnsupportedError as error:
         return str(error)
     problems = unsupported(subject.model, x)
@@ -217,22 +179,6 @@ def _hindrance(subject: Subject, threat: Threat) -> str | None:
 
 def _example(subject: Subject) -> Tensor:
     return subject.tensor(subject.test.inputs.take(np.zeros(1, dtype=np.int64)))
-
-
-def _neurons(graph: Graph) -> int:
-    """Entries that nonlinear operators look at."""
-    operators = [node.operator for node in graph.bind(torch.float32, torch.device("cpu"))]
-    shapes = [shape for operator in operators if not operator.affine for shape in operator.call.in_shapes]
-    return sum(torch.Size(shape).numel() for shape in shapes)
-
-
-def _widened(valid: Valid, x: Tensor) -> Valid:
-    """The valid range, stretched to hold inputs that lie outside it (a larger set, so proofs stay proofs)."""
-    if valid is None:
-        return None
-    low, high = (torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in valid)
-    least, most = x.amin(0).double(), x.amax(0).double()
-    return torch.minimum(low, least), torch.maximum(high, most)
 
 
 def _unit(subject: Subject) -> Tensor:
@@ -287,7 +233,7 @@ def _proven(state: Provable, evidence: Evidence, settings: Settings) -> tuple[tu
         )
     )
     shares = [_share(evidence["proven"][:, place], settings) for place in range(len(state.radii))]
-    name = "linear bounds" if state.method == "crown" else "linear bounds on intervals"
+    name = TITLES[state.methods[-1]]
     curve = Curve(
         "Proven accuracy by radius",
         "radius",
@@ -349,11 +295,12 @@ def _voted(state: Votes, evidence: Evidence, settings: Settings) -> tuple[tuple[
 
 
 def _bound_method(state: Provable) -> str:
-    names = {"crown": "backward linear bounds (CROWN)", "crown-ibp": "backward linear bounds on intervals (CROWN-IBP)"}
+    names = ", then ".join(f"{TITLES[method]} ({PUBLISHED[method]})" for method in state.methods)
+    more = " on what was still open and no gradient step had broken" if len(state.methods) > 1 else ""
     return (
-        f"Every example's outputs were bounded over the whole set of inputs {state.threat.describe()} by "
-        f"{names[state.method]}, in double precision with rounding charged to the bound. The proof is about the exact "
-        "arithmetic of the stored weights; the model's own single-precision rounding comes on top. " + state.words
+        f"Every example's outputs were bounded over all inputs {state.threat.describe()} by {names}{more}. "
+        "All in double precision with rounding charged to the bound. The proof is about the exact arithmetic of the "
+        "stored weights; the model's own single-precision rounding comes on top. " + state.words
     ).strip()
 
 
