@@ -29,7 +29,7 @@ from torch.fx.node import map_aggregate, map_arg
 
 from holdfast.core.errors import InputError, UnsupportedError
 from holdfast.inputs.bounds.operator import Call, Operand, Operator
-from holdfast.inputs.bounds.table import BY_TARGET
+from holdfast.inputs.bounds.table import operator_for
 
 #: Layers that compute something else, or something random, in training mode.
 _NOISY = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -95,7 +95,9 @@ class Graph:
             args, kwargs = (map_arg(step.node.meta[part], substitute) for part in ("call_args", "call_kwargs"))
             shapes = tuple(self._shape_of(parent) for parent in step.inputs)
             kwargs = {name: value for name, value in kwargs.items() if name not in ("dtype", "memory_format", "device")}
-            call = Call(step.target, tuple(args), kwargs, shapes, step.shape, dtype, device, step.item)
+            call = Call(
+                step.target, tuple(args), kwargs, shapes, step.shape, dtype, device, step.item, _place(step.node)
+            )
             bound.append(Bound(step.operator(call), step.inputs, step.shape, step.node.name))
         return bound
 
@@ -248,20 +250,19 @@ class _Reader:
 
     def _step(self, node: Node, called: Node, item: int | None) -> None:
         perturbed = [parent for parent in called.all_input_nodes if parent in self.position]
-        operator = BY_TARGET.get(called.target)  # type: ignore[arg-type]
         shape = tuple(node.meta["val"].shape)
         node.meta |= {"perturbed": perturbed, "call_args": called.args, "call_kwargs": called.kwargs}
-        problem = "no rule for this operator" if operator is None else self._objection(operator, node, called, item)
-        if problem is not None:
+        operator, problem = operator_for(self._symbolic(node, called, item))
+        if operator is None:
             self.problems.append(f"{_operator_name(called)}: {problem}{_place(called)}")
             self._lost.add(node)
             return
-        assert operator is not None
         inputs = tuple(self.position[parent] for parent in perturbed)
         self.steps.append(Step(node, operator, inputs, shape, called.target, item))  # type: ignore[arg-type]
         self.position[node] = len(self.steps)
 
-    def _objection(self, operator: type[Operator], node: Node, called: Node, item: int | None) -> str | None:
+    def _symbolic(self, node: Node, called: Node, item: int | None) -> Call:
+        """The call as traced: shapes and options, but no values."""
         perturbed: list[Node] = node.meta["perturbed"]
 
         def symbolic(parent: Node) -> Any:
@@ -272,7 +273,7 @@ class _Reader:
         cpu = torch.device("cpu")
         shape = tuple(node.meta["val"].shape)
         target: Any = called.target
-        return operator.objection(Call(target, tuple(args), dict(kwargs), shapes, shape, torch.float32, cpu, item))
+        return Call(target, tuple(args), dict(kwargs), shapes, shape, torch.float32, cpu, item)
 
 
 def _operator_name(node: Node) -> str:
