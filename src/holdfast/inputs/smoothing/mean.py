@@ -106,7 +106,7 @@ class SmoothedProbabilities(nn.Module):
         mean = sums[0] / n
         variance = np.maximum(sums[1] - n * mean**2, 0.0) / (n - 1)
         share = alpha / (2 * mean.shape[1])
-        half = np.vectorize(lambda spread: empirical_bernstein_width(float(spread), n, share))(variance)
+        half = empirical_bernstein_width(variance, n, share)
         lower, upper = np.clip(mean - half, 0.0, 1.0), np.clip(mean + half, 0.0, 1.0)
         return torch.from_numpy(lower).to(x.device), torch.from_numpy(upper).to(x.device)
 

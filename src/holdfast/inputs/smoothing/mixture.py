@@ -133,10 +133,10 @@ class MixedClassifier(nn.Module):
         features, ours, theirs = self.policy.look(self.standard, self.robust, x)
         gamma = self.policy.score(features)
         weight = self.policy.weight(gamma)
-        if bool((weight < self.policy.least - 1e-6).any()) or bool((weight > 1).any()):
+        if len(x) and not self.policy.least - 1e-6 <= (lowest := float(weight.detach().min())) <= 1:
             raise InputError(
-                f"the policy chose weights from {float(weight.min()):.4g} to {float(weight.max()):.4g}; its own floor "
-                f"is {self.policy.least} and certificates rely on it"
+                f"the policy chose a weight of {lowest:.4g}; its own floor is {self.policy.least} and certificates "
+                "rely on it"
             )
         return Mixture(self._mixed(ours, theirs, weight), weight, gamma)
 
@@ -319,14 +319,14 @@ def train_policy(
     return means
 
 
-def smoothed_radius(p_label: Column, p_rival: Column, alpha: Column, sigma: Scalar) -> Column:
+def smoothed_radius(p_label: Column, p_rival: Column, alpha: Column, sigma: Scalar | Column) -> Column:
     """Largest R with Phi(Phi^-1(p_label) - R/s) - Phi(Phi^-1(p_rival) + R/s) >= (1 - a)/a, from below; 0 if none.
 
     Tight: a half-space attains it when p_rival = 1 - p_label.  `p_rival` above 1 - p_label is lowered to it, since both
     cannot be true.  Solved by bisection on  Phi(t - A) + Phi(t + B) <= (2a - 1)/a,  a sum of small numbers where the
     difference would round to nothing.
     """
-    if not 0 < sigma < float("inf"):
+    if not ((np.asarray(sigma) > 0) & np.isfinite(sigma)).all():
         raise InputError(f"sigma must be positive and finite, got {sigma}")
     A = ndtri(p_label)
     B = np.minimum(ndtri(p_rival), -A)
@@ -339,13 +339,13 @@ def smoothed_radius(p_label: Column, p_rival: Column, alpha: Column, sigma: Scal
             holds = ndtr(middle - A) + ndtr(middle + B) <= allowed
             low, high = np.where(holds, middle, low), np.where(holds, high, middle)
     certain = np.isposinf(A) & (allowed > 0)
-    return float(sigma) * np.where(certain, np.inf, low)
+    return np.asarray(sigma) * np.where(certain, np.inf, low)
 
 
-def published_radius(p_label: Column, p_rival: Column, alpha: Column, sigma: Scalar) -> Column:
+def published_radius(p_label: Column, p_rival: Column, alpha: Column, sigma: Scalar | Column) -> Column:
     """(s/2) (Phi^-1(a p_label) - Phi^-1(a p_rival + 1 - a)), at least 0: the paper's radius, never above ours."""
     own, rival = alpha * p_label, alpha * p_rival + 1 - alpha
-    return np.where(own > rival, float(sigma) / 2 * (ndtri(own) - ndtri(rival)), 0.0)
+    return np.where(own > rival, np.asarray(sigma) / 2 * (ndtri(own) - ndtri(rival)), 0.0)
 
 
 def mixing_curve(
