@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from holdfast.core.estimate import Estimate
 from holdfast.core.exhibit import Curve, Table
@@ -25,7 +24,7 @@ from holdfast.inputs.smoothing.dual import (
 )
 from holdfast.inputs.smoothing.gaussian import Smoothed, SmoothedCertificate, certified_curve
 from holdfast.papers import datasets
-from holdfast.papers.bench_models.networks import initialise
+from holdfast.papers.bench_models.fitting import fit, perceptron
 from holdfast.papers.paper import Criterion, Outcome, Paper, Scale
 
 PAPER = Paper(
@@ -183,23 +182,8 @@ def _printed(found: DualCertificate, y: Tensor, sigma: float) -> np.ndarray:
     return np.where((found.label == y).numpy(), published_radius(a, b, sigma, sigma), 0.0)
 
 
-def _trained(augment: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, seed: int, name: str) -> nn.Module:
-    """A perceptron fitted to augmented images."""
-    model = nn.Sequential(
-        nn.Flatten(), nn.utils.skip_init(nn.Linear, 784, 128), nn.ReLU(), nn.utils.skip_init(nn.Linear, 128, 10)
-    )
-    initialise(model, torch_generator(seed, PAPER.key, name, "weights"))
-    order = torch_generator(seed, PAPER.key, name, "order")
-    epochs, batch = 8, 100
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * len(x) // batch)
-    for _ in range(epochs):
-        for index in torch.randperm(len(x), generator=order).split(batch):
-            optimizer.zero_grad()
-            F.cross_entropy(model(augment(x[index])), y[index]).backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval()
+def _trained(change: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, seed: int, name: str) -> nn.Module:
+    return fit(perceptron(784, 128, 10), x, y, change, PAPER.key, name, seed=seed, epochs=8)
 
 
 def _gain(trials: list[Trial]) -> Estimate:
