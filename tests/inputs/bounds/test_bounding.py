@@ -116,7 +116,7 @@ def test_linear_functions_enclose_the_network(name):
 def test_blocks_of_rows_change_nothing(name):
     graph = captured(name)
     region = Region(inputs(8, 3).double(), L2(0.5), (0.0, 1.0))
-    whole, pieces = (bounds(graph, region, method="crown", memory=memory) for memory in (1 << 30, 1 << 15))
+    whole, pieces = (bounds(graph, region, method="crown", memory=memory) for memory in (1 << 30, 1 << 18))
     torch.testing.assert_close(whole.lower, pieces.lower, rtol=0, atol=1e-9)
     alone = [bounds(graph, region.part(slice(i, i + 1)), method="crown", memory=1 << 30) for i in range(3)]
     torch.testing.assert_close(torch.cat([b.lower for b in alone]), whole.lower, rtol=0, atol=1e-9)
