@@ -232,9 +232,9 @@ class ComponentClassifier(nn.Module):
     def _located(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """Features, how far the exact ones may be from them, and input change per change of the features."""
         if self.backbone is None:
-            return x.double().flatten(1), x.new_zeros(len(x), dtype=torch.float64), 1.0
+            return self.features(x.double()), x.new_zeros(len(x), dtype=torch.float64), 1.0
         if self.lipschitz is not None:
-            double = copy.deepcopy(self.backbone).double()
+            double = copy.deepcopy(self.backbone).double().eval()
             return double(x.double()).flatten(1), x.new_zeros(len(x), dtype=torch.float64), 1 / float(self.lipschitz)
         if self.norm != 2:
             raise InputError(f"only Lipschitz constants in norm 2 are computed; for norm {self.norm} pass lipschitz=")

@@ -114,7 +114,9 @@ class MultimodalClassifier(nn.Module):
         logits = torch.stack([part @ row.T for part, row in zip(parts, rows)]).sum(0) + bias
         label = logits.argmax(1)
         gamma = Rounding(True, sum(row.shape[1] for row in rows) + 64).gamma(torch.float64)
-        gaps = torch.stack([_distances(row) for row in rows]) * (1 + gamma)  # (modalities, classes, classes)
+        gaps = torch.stack([_distances(row) for row in rows])  # (modalities, classes, classes)
+        lengths = torch.stack([torch.linalg.vector_norm(row, dim=1) for row in rows])  # scaling rounds every row
+        gaps = (gaps + gamma * (lengths[:, :, None] + lengths[:, None, :])) * (1 + gamma)
         sizes = torch.stack([part.abs() @ row.abs().T for part, row in zip(parts, rows)]).sum(0) + bias.abs()
         margin = logits.gather(1, label[:, None]) - logits - gamma * (sizes.gather(1, label[:, None]) + sizes)
         margin -= (1 + gamma) * sum(error[:, None] * gap[label] for error, gap in zip(errors, gaps))
