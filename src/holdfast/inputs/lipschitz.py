@@ -16,13 +16,15 @@ from several values v_a of constants L_a, as behind a residual sum, has constant
     min( sum_a ||J_a|| L_a,   sqrt(m) ||[L_1 J_1 ... L_m J_m]|| ).
 
 ReLU and leaky ReLU have constant 1, max pooling the square root of the most windows that share one input.  Every factor
-is enlarged for rounding, so the product is a bound (Szegedy et al., 2014, for products of layer norms).
+is enlarged by what rounding may have taken from it, so the product is a bound (Szegedy et al., 2014, for products of
+layer norms).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,7 +93,7 @@ def spectral_norm(
     if not exact:
         return _climbed(_linear_part(layer), shape, weight, iterations, tolerance, generator)
     double = {name: parameter.double() for name, parameter in layer.named_parameters()}
-    image = _linear_part(lambda v: torch.func.functional_call(layer, double, (v,)))
+    image = partial(torch.func.functional_call, layer, double)
     return _largest(image, shape, weight.new_empty(0, dtype=torch.float64))[0]
 
 
@@ -139,10 +141,9 @@ def _climbed(
     return image(v.detach()).norm()
 
 
-def _largest(image: Map, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, int, int]:
-    """Largest singular value of a linear map, and how many outputs and inputs the map has."""
-    zero = like.new_zeros(1, *shape)
-    out_shape = image(zero).shape[1:]
+def _largest(affine: Map, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, int, int]:
+    """Largest singular value of an affine map's linear part, and how many outputs and inputs the map has."""
+    out_shape = affine(like.new_zeros(1, *shape)).shape[1:]
     inputs, outputs = math.prod(shape), out_shape.numel()
     if min(inputs, outputs) > LARGEST:
         raise UnsupportedError(
@@ -151,13 +152,17 @@ def _largest(image: Map, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, 
         )
 
     def adjoint(u: Tensor) -> Tensor:
-        pulled: Tensor = torch.func.vjp(image, zero.expand(len(u), *shape))[1](u)[0]
+        pulled: Tensor = torch.func.vjp(affine, like.new_zeros(len(u), *shape))[1](u)[0]
         return pulled
+
+    def image(v: Tensor) -> Tensor:
+        # The adjoint of the adjoint: no constant part to subtract, so none to lose digits to.
+        pushed: Tensor = torch.func.vjp(adjoint, like.new_zeros(len(v), *out_shape))[1](v)[0]
+        return pushed
 
     # Rows of J'J or JJ', some unit vectors at a time.
     small, there, back = (shape, image, adjoint) if inputs <= outputs else (out_shape, adjoint, image)
-    size = min(inputs, outputs)
-    unit = torch.eye(size, dtype=like.dtype, device=like.device)
+    unit = torch.eye(min(inputs, outputs), dtype=like.dtype, device=like.device)
     blocks = unit.split(max(1, _BLOCK // (inputs + outputs)))
     gram = torch.cat([back(there(block.reshape(-1, *small))).flatten(1) for block in blocks])
     return torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt(), outputs, inputs
@@ -210,18 +215,26 @@ def _stretch(
     shapes = {start: shape if start == 0 else nodes[start - 1].shape for start in starts}
     sizes = [math.prod(shapes[start]) for start in starts]
 
-    def value(flat: Tensor, scales: list[float]) -> Tensor:
+    def placed(flat: Tensor, scales: list[float]) -> dict[int, Tensor]:
         parts = flat.split(sizes, 1)
-        known = {s: scale * part.reshape(-1, *shapes[s]) for s, part, scale in zip(starts, parts, scales)}
+        return {s: scale * part.reshape(-1, *shapes[s]) for s, part, scale in zip(starts, parts, scales)}
+
+    def value(flat: Tensor, scales: list[float]) -> Tensor:
+        known = placed(flat, scales)
         for k in between:
             known[k] = nodes[k - 1].operator.value(*(known[i] for i in nodes[k - 1].inputs))
         return known[position]
 
     def norm(scales: list[float]) -> float:
         empty = torch.empty(0, dtype=torch.float64, device=example.device)
-        sigma, rows, columns = _largest(_linear_part(lambda v: value(v, scales)), (sum(sizes),), empty)
-        # Forming the product and taking its eigenvalue are off by less than rows * columns roundings.
-        return float(sigma) * (1 + rows * columns * torch.finfo(torch.float64).eps)
+        sigma, rows, columns = _largest(lambda v: value(v, scales), (sum(sizes),), empty)
+        # ||J'|| of absolute terms is at most the root of the number of rows times the largest sum of a row's terms.
+        sums = placed(empty.new_ones(1, sum(sizes)), scales)
+        for k in between:
+            sums[k] = nodes[k - 1].operator.magnitude(*(sums[i] for i in nodes[k - 1].inputs))
+        terms = rows + columns + sum(nodes[k - 1].operator.terms for k in between)
+        charge = 4 * terms * torch.finfo(torch.float64).eps
+        return math.sqrt(float(sigma) ** 2 * (1 + charge) + charge * rows * float(sums[position].max()) ** 2)
 
     reaches = [constants[start] for start in starts]
     together = math.sqrt(len(starts)) * norm(reaches)
