@@ -342,8 +342,10 @@ def test_bad_input_is_refused():
     with pytest.raises(InputError, match="at least one step"):
         SmallBoxLoss(0.1, 0.5, steps=0)
     loss = CertifiedLoss(eps=0.1)
-    with pytest.raises(InputError, match=r"label in 0\.\.4"):
+    with pytest.raises(InputError, match=r"labels must lie in 0\.\.4"):
         loss(graph, x, torch.full_like(y, 5))
+    with pytest.raises(InputError, match="at least one input"):
+        loss(graph, x[:0], y[:0])
     with pytest.raises(InputError, match="outside the valid range"):
         loss(graph, x + 1, y)
     with pytest.raises(InputError, match="norm is used more than once"):

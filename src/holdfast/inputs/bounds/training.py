@@ -134,11 +134,12 @@ class BoundLoss(nn.Module):
     def _view(self, model: nn.Module | Graph, x: Tensor, y: Tensor, clean: bool) -> View:
         graph = self._graph(model, x)
         model = graph.model
-        if len(x) != len(y) or int(y.min()) < 0 or int(y.max()) >= graph.outputs:
+        if len(x) != len(y) or len(y) == 0:
             raise InputError(
-                f"one label in 0..{graph.outputs - 1} an input is wanted, got {len(y)} labels in "
-                f"{int(y.min())}..{int(y.max())} for {len(x)} inputs"
+                f"got {len(x)} inputs and {len(y)} labels; give at least one input, and one label for each"
             )
+        if int(y.min()) < 0 or int(y.max()) >= graph.outputs:
+            raise InputError(f"labels must lie in 0..{graph.outputs - 1}, got {int(y.min())}..{int(y.max())}")
         learning = [module for module in model.modules() if isinstance(module, _NORMALISATION) and module.training]
         logits = None
         if learning:
@@ -293,7 +294,7 @@ class SmallBoxLoss(BoundLoss):
         reach = (1 - self.lam) * radius
         if reach == 0:
             return x
-        ball = self.region(x, reach).threat
+        ball = self.threat.scaled(reach)
         centre = ball.random_start(x, self.valid, generator=self.generator)
         for step in range(self.steps):
             with torch.enable_grad():
