@@ -349,6 +349,7 @@ class TestDefence:
         assert len(black.losses_) == len(seen.losses_) == steps
         assert np.allclose(black.losses_, seen.losses_, rtol=1e-3)
         assert torch.allclose(black.denoiser_.net[0].weight, seen.denoiser_.net[0].weight, atol=1e-3)
+        assert all(parameter.grad is None for parameter in white.parameters())
 
     def test_logits_squared_errors_and_votes(self, digits, classifier):
         X, y, test, _ = digits

@@ -354,8 +354,10 @@ class BlackBoxDefence(BaseEstimator):
             value, surrogate = self._stability(box, loss, self._code(denoised), target[index], stream)
             if self.reconstruction_weight:
                 surrogate = surrogate + self.reconstruction_weight * (denoised - x[index]).square().mean()
-            optimizer.zero_grad()
-            surrogate.backward()
+            # Not backward(): with method="autograd" that would leave gradients in the caller's model.
+            gradients = torch.autograd.grad(surrogate, trained, allow_unused=True)
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                parameter.grad = gradient
             optimizer.step()
             schedule.step()
             self.losses_[step] = value

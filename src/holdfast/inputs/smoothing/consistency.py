@@ -264,7 +264,8 @@ class ConsistencyRegularizer(nn.Module):
 class NoiseClassifier(nn.Module):
     """head(encoder(x)) for inputs that carry Gaussian noise of `sigma`: a base for `gaussian.Smoothed` at that sigma.
 
-    `sigma` and x are in the units of the data; the encoder is told the level of `levels` that is nearest.
+    `sigma` and x are in the units of the data; the encoder is told the level of `levels` that is nearest.  Give
+    `levels`, `sigma_data` and `data_range` as the encoder was pre-trained with.
 
     Raises InputError when sigma lies outside the levels, or the ranges of `Units`.
     """
