@@ -12,7 +12,7 @@ from holdfast.core.errors import InputError, UnsupportedError
 from holdfast.core.seeds import torch_generator
 from holdfast.inputs.bounds import METHODS, Region, bounds, capture, certify, margin_spec, patches, unsupported
 from holdfast.inputs.bounds.operator import Affine
-from holdfast.inputs.bounds.rows import inner
+from holdfast.inputs.bounds.rows import added, dense, inner, spread
 from holdfast.threats.balls import L1, L2, Linf
 
 from .networks import NAMES, captured, drawn, networks
@@ -149,6 +149,34 @@ def test_rows_sorted_by_phase_are_the_adjoint_of_a_strided_convolution(kernel, s
         torch.testing.assert_close(sorted_rows.dense(), expected, rtol=0, atol=1e-5)
         value = torch.randn(1, 1, 2, size, size + 1, generator=generator)
         torch.testing.assert_close(inner(sorted_rows, value), inner(expected, value), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("corners", [((0, 0), (1, 1)), ((2, 1), (1, 0)), ((1, 1), (1, 1)), ((1, 0), (0, 1))])
+def test_rows_sorted_by_phase_add_up(corners, stride):
+    generator = torch_generator(stride, "phases")
+    parts = []
+    for corner in corners:
+        squares = [-(-(size + begin) // stride) for size, begin in zip((7, 8), corner)]
+        values = torch.randn(2, 3, 2 * stride**2, *squares, dtype=torch.float64, generator=generator)
+        parts.append(patches.Phases(values, stride, corner, (7, 8)))
+    whole = parts[0].dense() + parts[1].dense()
+    torch.testing.assert_close(dense(added(*parts)), whole)
+    torch.testing.assert_close(dense(added(*parts[::-1])), whole)
+    assert isinstance(added(*parts), patches.Phases) == (corners != ((1, 0), (0, 1)))
+
+
+@pytest.mark.parametrize("kind", ["plain", "windows"])
+def test_spread_of_rows_piece_by_piece(kind, monkeypatch):
+    generator = torch_generator(0, "spread")
+    value = torch.rand(2, 1, 3, 6, 6, dtype=torch.float64, generator=generator)
+    made = torch.randn(2, 7, 1, 3, 6, 6, dtype=torch.float64, generator=generator)
+    corner = torch.tensor([[0, 1, 2, 3, 1, 0, 2]]).expand(2, -1)
+    rows = made if kind == "plain" else patches.Patches(made[:, :, 0, :, :3, :3], corner, corner.flip(1), (6, 6))
+    whole = (dense(rows).abs() * value[:, None]).flatten(2).sum(-1)
+    for entries in (1, 500, 1 << 20):
+        monkeypatch.setattr("holdfast.inputs.bounds.rows._AT_ONCE", entries)
+        torch.testing.assert_close(spread(rows, value), whole)
 
 
 def test_bounds_are_differentiable_in_weights_and_follow_training():

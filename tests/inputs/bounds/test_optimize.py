@@ -191,6 +191,34 @@ def test_optimised_bounds_do_not_depend_on_blocks_windows_or_neighbours(name, dt
         torch.testing.assert_close(found(region), whole, **close)
 
 
+def strided(kernel: int) -> nn.Module:
+    """Strided convolutions in a row, whose windows reach over the edge."""
+    padding = kernel // 2
+    return nn.Sequential(
+        nn.Conv2d(1, 4, kernel, 2, padding),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, kernel, 2, padding),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LazyLinear(12),
+        nn.ReLU(),
+        nn.Linear(12, 3),
+    )
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 4, 5])
+def test_rows_sorted_by_phase_give_the_same_optimised_bounds(kernel):
+    # Only float32 sorts rows by phase; what they carry beyond the edge of the image must not count.
+    model = strided(kernel)
+    model(inputs(0))
+    graph = capture(drawn(model, kernel, 1.5), inputs(0))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        with torch.no_grad():
+            found.append(bounds(graph, Region(inputs(kernel).to(dtype), Linf(0.2)), iterations=3).lower.double())
+    torch.testing.assert_close(*found, rtol=1e-3, atol=2e-3)
+
+
 def test_linear_functions_with_optimised_slopes_enclose_the_network():
     graph = captured("residual")
     model = copy.deepcopy(graph.model).double()

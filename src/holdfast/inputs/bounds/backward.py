@@ -30,7 +30,7 @@ from holdfast.inputs.bounds.affine import Linear
 from holdfast.inputs.bounds.interval import Propagation
 from holdfast.inputs.bounds.operator import Affine, Box, Lines, Pulled, Relaxation
 from holdfast.inputs.bounds.patches import Patches, Phases
-from holdfast.inputs.bounds.rows import Columns, Rows, absolute, added, aligned, dense, dot, inner, mirrored, units
+from holdfast.inputs.bounds.rows import Columns, Rows, added, aligned, dense, dot, inner, mirrored, spread, units
 
 #: Rows, their successor, and the temporaries of one relaxation are alive at once.
 _COPIES = 6
@@ -177,7 +177,7 @@ class Pass:
         if self.state.rounding.outward:
             sizes = [self.state.boxes[i].magnitude[self.examples] for i in node.inputs]
             seen = (aligned(rows, size) if node.operator.diagonal else size[:, None] for size in sizes)
-            self.charge = self.charge + dot(_values(absolute(rows)), relaxation.magnitude(*seen))
+            self.charge = self.charge + dot(_values(rows).abs(), relaxation.magnitude(*seen))
         if isinstance(relaxation, Lines):
             return relaxation.act(rows)
         return relaxation.pull(dense(rows), slice(None))
@@ -202,7 +202,7 @@ class Pass:
 
     def _charge(self, position: int, rows: Rows) -> None:
         if self.state.rounding.outward:
-            self.charge = self.charge + inner(absolute(rows), self.state.size(position)[self.examples])
+            self.charge = self.charge + spread(rows, self.state.size(position)[self.examples])
 
     def _at_input(self, rows: Rows) -> Tensor:
         self._charge(0, rows)
@@ -222,7 +222,7 @@ def _values(rows: Rows) -> Tensor:
 
 def _least(rows: Rows, box: Box) -> Tensor:
     """min over the box of rows . value, (examples, rows)."""
-    return inner(rows, (box.upper + box.lower) / 2) - inner(absolute(rows), (box.upper - box.lower) / 2)
+    return inner(rows, (box.upper + box.lower) / 2) - spread(rows, (box.upper - box.lower) / 2)
 
 
 Units = Callable[[slice, Tensor], Box]

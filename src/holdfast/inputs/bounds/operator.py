@@ -296,6 +296,11 @@ class Lines:
         moved = carried if isinstance(rows, Tensor) else replace(rows, values=carried)
         return (moved,), sum(terms[1:], terms[0]) if terms else None
 
+    def within(self, inside: Tensor) -> Lines:
+        """No bias where `inside` is false: entries that rows sorted by phase carry along beyond the edge."""
+        lower, upper = (None if b is None else torch.where(inside, b, 0.0) for b in (self.lower_bias, self.upper_bias))
+        return replace(self, lower_bias=lower, upper_bias=upper)
+
     def active(self, examples: slice) -> Tensor | None:
         """Flat positions of a flat event where some line is not zero, when few enough to be worth choosing."""
         if self.lower_slope.ndim != 3 or self.lower_slope.shape[1] != 1 or self.lower_bias is not None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from holdfast.core.errors import InputError
 from holdfast.inputs.bounds.backward import Carried, Pass, Units, refine
 from holdfast.inputs.bounds.interval import Propagation
-from holdfast.inputs.bounds.operator import Box, Relaxation
+from holdfast.inputs.bounds.operator import Box, Lines, Relaxation
 from holdfast.inputs.bounds.patches import Patches, Phases
 from holdfast.inputs.bounds.rows import Columns, Rows, aligned, dense
 
@@ -230,7 +230,10 @@ class Search:
         """The relaxation that the present parameters choose for `rows` on the value."""
         if position not in self._choices:
             self._open(position, rows)
-        return self._choices[position](self._free[position])
+        chosen = self._choices[position](self._free[position])
+        if isinstance(rows, Phases) and isinstance(chosen, Lines):
+            return chosen.within(aligned(rows, torch.ones_like(self.state.boxes[position].lower[:1])) > 0)
+        return chosen
 
     def _open(self, position: int, rows: Rows) -> None:
         node = self.state.nodes[position - 1]

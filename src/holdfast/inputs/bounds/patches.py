@@ -138,6 +138,26 @@ class Phases:
         """row . value for every row, (examples, rows)."""
         return (self.values.flatten(2) @ self.seen(value).flatten(1)[..., None]).squeeze(-1)
 
+    def plus(self, other: Phases) -> Phases | None:
+        """Rows of two users of one value added up; None where squares differ, or other's begin further out."""
+        corner = self.corner[0] - other.corner[0], self.corner[1] - other.corner[1]
+        if self.stride != other.stride or min(corner) < 0:
+            return None
+        stride, shape = self.stride, self.values.shape
+        height, width = (-(-(corner[i] + stride - 1) // stride) + other.values.shape[3 + i] for i in (0, 1))
+        below, beside = max(0, height - shape[3]), max(0, width - shape[4])
+        whole = F.pad(self.values, (0, beside, 0, below)) if below or beside else self.values.clone()
+        phases = whole.unflatten(2, (-1, stride, stride))
+        added = other.values.unflatten(2, (-1, stride, stride))
+        # Pixel i lies in square (i + corner) // stride, so a further corner moves it to another phase and square.
+        for above in range(stride):
+            down, row = divmod(above + corner[0], stride)
+            for left in range(stride):
+                right, column = divmod(left + corner[1], stride)
+                part = phases[:, :, :, row, column, down : down + added.shape[5], right : right + added.shape[6]]
+                part += added[:, :, :, above, left]
+        return replace(self, values=whole)
+
     def dense(self) -> Tensor:
         """The same as ordinary rows, (examples, rows, 1, channels, *plane)."""
         (top, left), (height, width) = self.corner, self.plane

@@ -62,9 +62,24 @@ def dot(values: Tensor, line: Tensor) -> Tensor:
     return (values * line).flatten(2).sum(-1)
 
 
-def absolute(rows: Rows) -> Rows:
-    """|row| entry by entry."""
-    return rows.abs() if isinstance(rows, Tensor) else replace(rows, values=rows.values.abs())
+#: Entries of |rows| that are formed at once: few enough to stay in a processor's cache.
+_AT_ONCE = 1 << 16
+
+
+def spread(rows: Rows, value: Tensor) -> Tensor:
+    """|row| . value for every row, (examples, rows)."""
+    line, values = aligned(rows, value), rows if isinstance(rows, Tensor) else rows.values
+    examples, count = values.shape[:2]
+    step = max(1, _AT_ONCE // max(1, examples * values[0, 0].numel()))
+    if step >= count or (torch.is_grad_enabled() and (values.requires_grad or line.requires_grad)):
+        return dot(values.abs(), line)
+    # Piece by piece into one buffer: most of the time of |rows| as a whole goes into fresh memory.
+    found, buffer = values.new_empty(examples, count), torch.empty_like(values[:, :step])
+    for first in range(0, count, step):
+        piece = values[:, first : first + step]
+        size = torch.abs(piece, out=buffer[:, : piece.shape[1]])
+        found[:, first : first + step] = dot(size, line if line.shape[1] == 1 else line[:, first : first + step])
+    return found
 
 
 def dense(rows: Rows) -> Tensor:
@@ -83,11 +98,13 @@ def mirrored(rows: Rows) -> Rows:
 
 def added(first: Rows, second: Rows) -> Rows:
     """Rows of two users of one value."""
+    together: Rows | None = None
     if isinstance(first, Patches) and isinstance(second, Patches):
         together = first.plus(second)
-        if together is not None:
-            return together
-    return dense(first) + dense(second)
+    if isinstance(first, Phases) and isinstance(second, Phases):
+        together = first.plus(second)
+        together = second.plus(first) if together is None else together
+    return dense(first) + dense(second) if together is None else together
 
 
 def units(index: Tensor, like: Tensor) -> Rows:
