@@ -61,9 +61,9 @@ class Size:
 
     unlabelled: int = UNLABELLED
     labelled: int = LABELLED
-    tested: int = 200
+    tested: int = 150
     steps: int = 400
-    head_steps: int = 300
+    head_steps: int = 200
     draws: int = DRAWS
 
 
