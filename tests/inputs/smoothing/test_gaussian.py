@@ -17,6 +17,7 @@ from holdfast.inputs.smoothing.gaussian import (
     certified_accuracy,
     certified_curve,
 )
+from holdfast.inputs.smoothing.lvm import MarginSmoothed
 from holdfast.inputs.smoothing.noise import noise_named
 from holdfast.inputs.smoothing.sampling import require_inputs
 from holdfast.inputs.smoothing.stopping import Planned, Precision, RadiusTarget
@@ -143,6 +144,20 @@ def test_inputs_share_calls_of_the_model():
     Smoothed(base, 0.1, 2, batch=640).certify(torch.ones(3, 1), n0=10, n=1300)
     assert max(sizes) <= 640
     assert sum(sizes) == 3 * 1310
+
+
+@pytest.mark.parametrize("kind", ["votes", "margins"])
+def test_no_gradients_are_kept(kind):
+    model, seen = nn.Linear(2, 3), []
+
+    def base(x):
+        seen.append(torch.is_grad_enabled())
+        return model(x)
+
+    one = Smoothed(base, 0.5, 3) if kind == "votes" else MarginSmoothed(base, 0.5)
+    one.certify(torch.ones(2, 2), n0=10, n=50)
+    assert not any(seen)
+    assert torch.is_grad_enabled()
 
 
 def test_progress_counts_finished_inputs():

@@ -46,7 +46,6 @@ class Sampler:
     batch: int
     classes: int | None = None
 
-    @torch.no_grad()
     def draw(
         self, x: Float[Tensor, "rows *shape"], sizes: Sequence[int], streams: Sequence[torch.Generator]
     ) -> Iterator[tuple[tuple[Copies, ...], Float[Tensor, "copies classes"]]]:
@@ -62,7 +61,9 @@ class Sampler:
             noisy = noisy.to(x.device)
             for part in copies:
                 noisy[part.place] += x[part.row]
-            yield tuple(copies), self._checked(self.base(noisy), total)
+            with torch.no_grad():
+                scores = self.base(noisy)
+            yield tuple(copies), self._checked(scores, total)
 
     def _checked(self, scores: Tensor, copies: int) -> Tensor:
         classes = self.classes if self.classes is not None else "classes"
