@@ -25,7 +25,7 @@ from holdfast.papers.bench_models import FOLDER, empty
 from holdfast.papers.bench_models.networks import NETWORKS, initialise
 from holdfast.papers.datasets import fashion_mnist
 from holdfast.subject.embedded import one_thread
-from holdfast.threats.balls import Linf
+from holdfast.threats.balls import L2, Linf
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def train(name: str, recipe: Recipe, x: Float[Tensor, "examples 1 28 28"], y: In
     return model.eval()
 
 
-def adversarial(model: nn.Module, x: Tensor, y: Tensor, threat: Linf, generator: torch.Generator) -> Tensor:
+def adversarial(model: nn.Module, x: Tensor, y: Tensor, threat: Linf | L2, generator: torch.Generator) -> Tensor:
     """Four full steps of ascent from a random start; unlike an attack, it goes on once an example is fooled."""
     points = threat.random_start(x, (0, 1), generator=generator)
     for _ in range(4):

@@ -34,8 +34,8 @@ from holdfast.inputs.smoothing.mixture import (
     train_policy,
 )
 from holdfast.inputs.smoothing.policy import MixingPolicy
-from holdfast.papers.bench_models.networks import initialise
-from holdfast.papers.bench_models.train import adversarial
+from holdfast.papers.bench_models.attacked import fit_attacked
+from holdfast.papers.bench_models.fitting import fit
 from holdfast.papers.datasets import fashion_mnist
 from holdfast.papers.paper import Criterion, Outcome, Paper, Scale
 from holdfast.subject.embedded import one_thread
@@ -118,8 +118,10 @@ def _trial(seed: int) -> Trial:
     )
     x, y = _images("train", 60_000)
     x, y = x[order], y[order]
-    g = _trained(x[:TRAIN], y[:TRAIN], seed, epochs=5)
-    h = _trained(x[:TRAIN], y[:TRAIN], seed, epochs=8, attack=THREAT)
+    g, h = (
+        fit_attacked(_network(), x[:TRAIN], y[:TRAIN], threat, "adaptive smoothing", seed=seed, epochs=epochs)
+        for threat, epochs in ((None, 5), (THREAT, 8))
+    )
     alpha, scale = _chosen(g, h, x[TRAIN:], y[TRAIN:], seed)
     f = MixedClassifier(g, h, alpha, scale_robust=scale).eval()
     test_x, test_y = _images("test", 10_000)
@@ -142,9 +144,9 @@ def _images(split: str, limit: int) -> tuple[Tensor, Tensor]:
     return F.avg_pool2d(torch.from_numpy(x), 2), torch.from_numpy(y)
 
 
-def _network(seed: int) -> nn.Module:
+def _network() -> nn.Module:
     """Two convolutions, 14 -> 7 -> 4 pixels a side, and two linear layers; 43 000 parameters."""
-    model = nn.Sequential(
+    return nn.Sequential(
         skip_init(nn.Conv2d, 1, 16, 4, stride=2, padding=1),
         nn.ReLU(),
         skip_init(nn.Conv2d, 16, 32, 3, stride=2, padding=1),
@@ -154,28 +156,6 @@ def _network(seed: int) -> nn.Module:
         nn.ReLU(),
         skip_init(nn.Linear, 64, 10),
     )
-    initialise(model, torch_generator(seed, "adaptive smoothing", "weights"))
-    return model
-
-
-def _trained(x: Tensor, y: Tensor, seed: int, epochs: int, attack: Linf | None = None, noise: float = 0.0) -> nn.Module:
-    """The network after Adam under a one-cycle step, on clean, attacked or noisy images."""
-    model, generator = _network(seed), torch_generator(seed, "adaptive smoothing", "order")
-    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3, weight_decay=1e-5)
-    steps = epochs * -(-len(x) // 128)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps, pct_start=0.2)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=generator).split(128):
-            inputs = x[rows]
-            if attack is not None:
-                inputs = adversarial(model, inputs, y[rows], attack, generator)
-            if noise:
-                inputs = inputs + noise * torch.randn(inputs.shape, generator=generator)
-            optimizer.zero_grad()
-            F.cross_entropy(model(inputs), y[rows]).backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval().requires_grad_(False)
 
 
 def _chosen(g: nn.Module, h: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[float, float]:
@@ -285,8 +265,18 @@ def _closed_form(cases: int) -> Criterion:
 def _certificates(points: int, draws: int, examples: int) -> Criterion:
     """PGD on the whole mixture, within each point's own radius, judged by `draws` fresh copies."""
     x, y = _images("train", examples)
-    g = _trained(x, y, seed=0, epochs=3)
-    base = _trained(x, y, seed=1, epochs=3, noise=SIGMA)
+    g = fit_attacked(_network(), x, y, None, "adaptive smoothing", "certified", seed=0, epochs=3)
+    noise = torch_generator(0, "adaptive smoothing", "noise")
+    base = fit(
+        _network(),
+        x,
+        y,
+        lambda part: part + SIGMA * torch.randn(part.shape, generator=noise),
+        "adaptive smoothing",
+        "noisy",
+        seed=0,
+        epochs=3,
+    )
     test_x, _ = _images("test", 2000)
     climbing, judging = (SmoothedProbabilities(base, SIGMA, copies, seed=copies).eval() for copies in (48, draws))
     inputs = test_x[:points]
