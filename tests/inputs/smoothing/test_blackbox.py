@@ -391,6 +391,8 @@ class TestDefence:
             ({"decoder": None}, "encoder and a decoder"),
             ({"decoder": nn.Linear(8, 63)}, "decoder gives"),
             ({"denoiser": nn.Linear(64, 32)}, "denoiser gives"),
+            ({"denoiser": nn.Identity()}, "no parameters"),
+            ({"loss": "vote", "mu": 1e-9}, "piecewise constant"),
             ({"method": "autograd"}, "nn.Module"),
             ({"loss": "hinge"}, "hinge"),
             ({"batch": 0}, "batch"),
@@ -411,6 +413,15 @@ class TestDefence:
         forest = RandomForestClassifier(20, random_state=0).fit(X, y)
         with pytest.raises(InputError, match="piecewise constant"):
             defence(forest.predict_proba, **networks()).fit(X)
+
+    def test_a_batch_of_certain_answers_does_not_end_the_training(self, digits):
+        # Sure of class 1 to the last digit unless the first pixels are dark: most batches of one have no slope.
+        def sure(array):
+            p = 1 / (1 + np.exp(400 * (0.1 - array[:, :8].mean(1))))
+            return np.stack([1 - p, p], 1)
+
+        fitted = defence(sure, directions=4, query_budget=4_000, batch=1, mu=0.05).fit(digits[0])
+        assert len(fitted.losses_) == (4_000 - 992) // 5
 
     def test_nothing_beyond_the_budget_is_asked_of_a_refused_model(self, digits):
         asked = []

@@ -283,6 +283,8 @@ class BlackBoxDefence(BaseEstimator):
                 raise InputError(f"X has shape {X.shape}; give a denoiser for such data, the default takes flat rows")
             generator = torch_generator(self.random_state, "black box", "denoiser")
             denoiser = DenseDenoiser(X.shape[1], generator=generator)
+        if next(denoiser.parameters(), None) is None:
+            raise InputError(f"the denoiser, {type(denoiser).__name__}, has no parameters to train")
         self.denoiser_ = copy.deepcopy(denoiser)
         self.encoder_, self.decoder_ = copy.deepcopy(self.encoder), copy.deepcopy(self.decoder)
         self.denoiser_.eval()
@@ -351,7 +353,9 @@ class BlackBoxDefence(BaseEstimator):
                 order = torch.cat([order, torch.randperm(len(x), generator=stream)])
             index, order = order[:size].to(x.device), order[size:]
             denoised = self.denoiser_(_noisy(x[index], self.sigma, stream))
-            value, surrogate = self._stability(box, loss, self._code(denoised), target[index], stream)
+            # Votes are not probed beforehand, so the first batch must show a difference; later ones need not.
+            strict = step == 0 and self.loss == "vote"
+            value, surrogate = self._stability(box, loss, self._code(denoised), target[index], stream, strict)
             if self.reconstruction_weight:
                 surrogate = surrogate + self.reconstruction_weight * (denoised - x[index]).square().mean()
             # Not backward(): with method="autograd" that would leave gradients in the caller's model.
@@ -367,7 +371,7 @@ class BlackBoxDefence(BaseEstimator):
             raise InputError(f"training diverged (loss {self.losses_[-1]}); use a smaller lr than {self.lr:g}")
 
     def _stability(
-        self, box: BlackBox, loss: AnswerLoss, z: Tensor, target: Tensor, stream: torch.Generator
+        self, box: BlackBox, loss: AnswerLoss, z: Tensor, target: Tensor, stream: torch.Generator, strict: bool
     ) -> tuple[float, Tensor]:
         """Mean loss, and what to differentiate for its gradient."""
         if self._method == "autograd":
@@ -377,7 +381,7 @@ class BlackBoxDefence(BaseEstimator):
         def ask(points: Tensor, target: Tensor) -> Tensor:
             return loss.loss(box(self._input(points)), target)
 
-        gradient, mean = self._differences().gradient(ask, z, stream, (target,))
+        gradient, mean = self._differences().gradient(ask, z, stream, (target,), refuse_constant=strict)
         return float(mean.mean()), (z * gradient).flatten(1).sum(1).mean()
 
 

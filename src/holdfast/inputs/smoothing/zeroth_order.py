@@ -79,12 +79,14 @@ class FiniteDifferences:
         context: Sequence[Tensor] = (),
         cotangent: Tensor | None = None,
         value: Tensor | None = None,
+        refuse_constant: bool = True,
     ) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, " batch"]]:
         """Gradient of <cotangent, function> at every row, and the mean of <cotangent, function> over what was asked.
 
         `cotangent` has the shape of the function's answers (ones when None, for functions with one number a row);
         `value` are the answers at z where they are known already (saves rge's extra query).  Raises InputError when
-        the answers are not finite or of the wrong length, or when none of them differs from its partner.
+        the answers are not finite or of the wrong length, or, with `refuse_constant`, when none of them differs from
+        its partner.
         """
         rows, shape = len(z), z.shape
         flat = z.detach().reshape(rows, -1)
@@ -93,7 +95,7 @@ class FiniteDifferences:
         ask = _Asking(function, shape, tuple(context), cotangent)
         estimate = self._by_coordinates if self.method == "cge" else self._by_directions
         gradient, mean, changed = estimate(ask, flat, generator, value)
-        if not changed:
+        if refuse_constant and not changed:
             raise InputError(
                 f"the black box gave the same answer at every point within mu={self.mu:g} of each of {rows} inputs: it "
                 "is piecewise constant there (trees, votes, rounded or saturated scores), and differences say nothing; "
