@@ -120,6 +120,13 @@ def test_a_map_certifies_no_more_than_the_distance_to_the_boundary(one, rule):
     assert found.radius[0] > (0.2 if rule is None else 0.0)
 
 
+def test_a_plan_never_asks_for_less_than_a_variance_takes():
+    # Between two answers hardly anything is to be had, so that the plan is the smallest there is: 1 of 50 draws.
+    found = MarginSmoothed(base, 0.5, (SimplexMap("softmax"),)).certify(torch.zeros(1, 1), n0=50, n=50, stop=Planned())
+    assert found.n_used.item() == 52
+    assert found.abstained.item()
+
+
 def test_a_known_slope_certifies_what_the_quantiles_cannot():
     # Logits of slope 0.2 through softmax(1): nearly linear, hardly any variance.
     weak = MarginSmoothed(lambda x: 0.2 * base(x), 0.1, (SimplexMap("softmax"),))

@@ -173,7 +173,8 @@ class _Margins:
             radii, _ = map_radii(maps, found, self.n, sigma, alpha, self._lipschitz)
             best = int(radii.argmax())
             self.label[row], self.chosen[row] = found.label[best], best
-            self.cap[row] = self.rule.plan(self._expected(best, found, alpha), self.n)
+            # A variance takes two draws.
+            self.cap[row] = max(2, self.rule.plan(self._expected(best, found, alpha), self.n))
             self.bounds[row] = [
                 self._bound(place, int(found.label[place]), int(self.cap[row]), alpha, logits)
                 for place in (range(len(maps)) if self.smoothed.selection == "union" else (best,))
