@@ -110,7 +110,7 @@ def added(first: Rows, second: Rows) -> Rows:
 def units(index: Tensor, like: Tensor) -> Rows:
     """One-hot rows at the flat positions `index` (examples, rows) of a value shaped like `like`."""
     shape = like.shape[1:]
-    if len(shape) == 4 and shape[-2] * shape[-1] > 1:
+    if len(shape) == 4 and shape[0] == 1 and shape[-2] * shape[-1] > 1:
         plane = shape[-2] * shape[-1]
         channel, place = index // plane, index % plane
         values = torch.zeros(*index.shape, shape[1], dtype=like.dtype, device=like.device)
