@@ -73,7 +73,7 @@ class Effort:
     steps: int
 
 
-EFFORT = {Scale.SMOKE: Effort((0,), 500, 50, 2, 4, 5), Scale.FULL: Effort((0, 1, 2), 10_000, 1000, 20, 300, 20)}
+EFFORT = {Scale.SMOKE: Effort((0,), 500, 50, 2, 4, 5), Scale.FULL: Effort((11, 12, 13), 10_000, 1000, 20, 300, 20)}
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ def check(scale: Scale) -> Outcome:
             "Every class is a group of its own, so rows are centred and of unit length, as in the released layer.  "
             "Radii of the table and of criterion (b) rest on the largest gradients seen in training data, as the "
             "paper's do: estimates, no certificates.  The certified ones are attacked in (c).  Step 2 uses a third of "
-            "the epochs and SGD at 0.3 times the rate of step 1.  Not checked: video data, the adversarial and mixup "
+            "the epochs and SGD at 0.3 times the rate of step 1.  These settings were chosen on other seeds and other "
+            "test images than the ones measured here.  Not checked: video data, the adversarial and mixup "
             "variants."
         ),
     )
@@ -156,7 +157,8 @@ def _views(split: Split, count: int, seed: int, scale: Scale) -> tuple[list[Tens
     """Upper half, noisy lower half, labels."""
     generator = torch_generator(seed, "crmt", split)
     if scale is Scale.FULL:
-        images, labels = fashion_mnist(split, count)
+        # The last of each split: settings were chosen while looking at the first of the test images.
+        images, labels = (part[-count:] for part in fashion_mnist(split))
         x, y = F.avg_pool2d(torch.from_numpy(images), 2)[:, 0], torch.from_numpy(labels)
     else:
         x, y = torch.rand(count, 14, 14, generator=generator), torch.arange(count) % CLASSES
