@@ -12,6 +12,7 @@ from holdfast import __version__
 #: Command -> (module, one-line help); the module defines a click command called `command`.
 COMMANDS = {
     "audit": ("holdfast.cli.audit", "Ask of a model: does what it says still hold when something is perturbed?"),
+    "verify": ("holdfast.cli.verify", "Decide a VNN-LIB property of an ONNX network: holds, or a counterexample."),
     "compare": ("holdfast.cli.compare", "Compare two runs example by example."),
     "report": ("holdfast.cli.report", "Show a run again: html, md, json or model-card."),
     "papers": ("holdfast.cli.papers", "Search the catalogue of methods and what their checks found."),

@@ -2,7 +2,8 @@
 
 A property asks: is there an input inside one of the boxes whose output lies in the unsafe set?  Everything is brought
 into disjunctive normal form: a list of `Disjunct`s, each one box lower <= x <= upper with one polyhedron A y <= b.  The
-property holds when every disjunct is infeasible.
+property holds when every disjunct is infeasible.  `Property.margin` asks the usual question about a classifier: is
+there an input inside a threat's box where another class reaches the label's logit?
 
 The format is a subset of SMT-LIB: `declare-const X_i / Y_j Real` and `assert` over `and`, `or`, `<=`, `>=`, `<`, `>`
 and `=`, whose sides are linear in one kind of variable.  Strict comparisons are read as their closure, as the
@@ -22,9 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from holdfast.core.errors import InputError
+from holdfast.inputs.bounds.region import Region, margin_spec
+from holdfast.threats.balls import Box, Linf
+from holdfast.threats.base import Threat, Valid
 
 _TOKEN = re.compile(r"\(|\)|[^\s()]+")
 _VARIABLE = re.compile(r"^([XY])_(\d+)$")
@@ -44,26 +50,53 @@ class Disjunct:
 
 
 @dataclass(frozen=True)
+class Margin:
+    """Unsafe: lower <= x <= upper and y_k >= y_label for some k other than `label`, however many outputs there are."""
+
+    lower: Float[np.ndarray, " inputs"]
+    upper: Float[np.ndarray, " inputs"]
+    label: int
+
+    def disjuncts(self, outputs: int) -> tuple[Disjunct, ...]:
+        """One disjunct for every rival.  Raises InputError when the label is not among `outputs` classes."""
+        rows = margin_spec(torch.tensor([self.label]), outputs)[0].numpy()
+        return tuple(Disjunct(self.lower, self.upper, row[None], np.zeros(1)) for row in rows)
+
+
+@dataclass(frozen=True)
 class Property:
-    """A union of disjuncts; the property holds when no input is in any of them."""
+    """A union of disjuncts; the property holds when no input is in any of them.
+
+    `margins` become disjuncts once the number of outputs is known (`unsafe`).  `shape` is the shape of one input, where
+    the property knows it; x is flattened everywhere else.
+    """
 
     disjuncts: tuple[Disjunct, ...]
     name: str = ""
+    margins: tuple[Margin, ...] = ()
+    shape: tuple[int, ...] | None = None
 
     @property
-    def inputs(self) -> int:
-        return len(self.disjuncts[0].lower)
+    def inputs(self) -> int | None:
+        """Number of input entries; None for a property without disjuncts, which says nothing."""
+        parts: list[Disjunct | Margin] = [*self.disjuncts, *self.margins]
+        return len(parts[0].lower) if parts else None
 
     @property
-    def outputs(self) -> int:
-        return int(self.disjuncts[0].matrix.shape[1])
+    def outputs(self) -> int | None:
+        """Number of output entries; None where any number will do."""
+        return int(self.disjuncts[0].matrix.shape[1]) if self.disjuncts else None
+
+    def unsafe(self, outputs: int) -> tuple[Disjunct, ...]:
+        """All ways to be unsafe for a network with that many outputs."""
+        return (*self.disjuncts, *(part for margin in self.margins for part in margin.disjuncts(outputs)))
 
     def violated(
         self, x: Float[np.ndarray, "points inputs"], y: Float[np.ndarray, "points outputs"], tolerance: float = 0.0
     ) -> Bool[np.ndarray, " points"]:
         """Whether each input with its output is a counterexample, to `tolerance` in inputs and in output rows."""
         bad = np.zeros(len(x), dtype=bool)
-        for part in self.disjuncts:
+        for part in self.unsafe(y.shape[1]):
             inside = ((x >= part.lower - tolerance) & (x <= part.upper + tolerance)).all(axis=1)
             bad |= inside & (y @ part.matrix.T <= part.offset + tolerance).all(axis=1)
         return bad
@@ -82,6 +115,24 @@ class Property:
         except (OSError, EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
             raise InputError(f"{source.name}: cannot be read as a VNN-LIB property ({error})") from error
         return cls(tuple(_disjuncts(text, source.name)), name=source.name)
+
+    @classmethod
+    def margin(cls, x: Float[Tensor, "*shape"], y: int, threat: Threat, valid: Valid = None) -> Property:
+        """Unsafe: an admissible change of the one input `x` lets another output reach output `y`.
+
+        Ties count as unsafe.  Raises InputError for a threat whose set is not a box, a negative label, and inputs that
+        a `Region` refuses.
+        """
+        if not isinstance(threat, (Linf, Box)):
+            raise InputError(
+                f"complete verification takes boxes (Linf, Box), got {type(threat).__name__}; "
+                "`certify` bounds other threats"
+            )
+        if y < 0:
+            raise InputError(f"a label must not be negative, got {y}")
+        region = Region(x.detach().cpu().double()[None], threat, valid)
+        lower, upper = (end.flatten().numpy() for end in region.interval())
+        return cls((), name=f"margin of class {y}", margins=(Margin(lower, upper, y),), shape=tuple(x.shape))
 
 
 @dataclass(frozen=True)
