@@ -128,22 +128,26 @@ class FiniteDifferences:
         rows, dimension = z.shape
         count = self.probes(dimension)
         here, base = ask.all(z, self.batch) if value is None else ask.weigh(value, torch.arange(rows, device=z.device))
-        gradient, changed = torch.zeros(z.shape, dtype=torch.float64, device=z.device), False
+        gradient, changed = torch.zeros_like(z), False
         for row, _ in _pieces(rows, count, self.batch, z.device):
-            u = unit_directions(len(row), dimension, generator, z.device)
-            answers, weighted = ask((z[row].double() + self.mu * u).to(z.dtype), row)
+            u = unit_directions(len(row), dimension, generator, z.device, z.dtype)
+            answers, weighted = ask(z[row] + self.mu * u, row)
             slope = (weighted - base[row]) * (dimension / (self.mu * count))
-            gradient.index_add_(0, row, slope[:, None] * u)
+            gradient.index_add_(0, row, slope.to(z.dtype)[:, None] * u)
             changed = changed or bool((answers.reshape(len(row), -1) != here.reshape(rows, -1)[row]).any())
         return gradient, base, changed
 
 
 def unit_directions(
-    count: int, dimension: int, generator: torch.Generator | None, device: torch.device
+    count: int,
+    dimension: int,
+    generator: torch.Generator | None,
+    device: torch.device,
+    dtype: torch.dtype = torch.float64,
 ) -> Float[Tensor, "count dimension"]:
-    """Uniform on the unit sphere, float64; drawn on the generator's device."""
+    """Uniform on the unit sphere; drawn on the generator's device."""
     source = generator.device if generator is not None else device
-    u = torch.randn((count, dimension), generator=generator, dtype=torch.float64, device=source).to(device)
+    u = torch.randn((count, dimension), generator=generator, dtype=dtype, device=source).to(device)
     return u / u.norm(dim=1, keepdim=True)
 
 
