@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from holdfast.core.seeds import torch_generator
 from holdfast.inputs.bounds import Bounds, Region
+from holdfast.threats import WordSwap
 
 
 def excess(
@@ -29,8 +30,12 @@ def excess(
                 for step in range(steps):
                     point = point.detach().requires_grad_()
                     (gradient,) = torch.autograd.grad(sign * model(point).flatten(1)[:, output].sum(), point)
-                    size = 2 * threat.radius / (1 + step)
-                    point = threat.project(point + size * threat.steepest(gradient), x, valid)
+                    if isinstance(threat, WordSwap):
+                        # The nearest substitute to a point far along the gradient is the one that gains most.
+                        far = gradient * (1e3 / gradient.abs().amax().clamp(min=1e-12))
+                    else:
+                        far = 2 * threat.radius / (1 + step) * threat.steepest(gradient)
+                    point = threat.project(point + far, x, valid)
                     worst = max(worst, _outside(model(point.detach()), bounds))
     finally:
         model.float()

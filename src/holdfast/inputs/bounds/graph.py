@@ -17,8 +17,8 @@ import operator as python_operator
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -28,11 +28,21 @@ from torch.fx import Node
 from torch.fx.node import map_aggregate, map_arg
 
 from holdfast.core.errors import InputError, UnsupportedError
+from holdfast.inputs.bounds.decompose import table as decompositions
+from holdfast.inputs.bounds.normalise import Standardised, standardisation
 from holdfast.inputs.bounds.operator import Call, Operand, Operator
+from holdfast.inputs.bounds.product import EntryProduct
+from holdfast.inputs.bounds.softmax import Share, share, shared_differences
 from holdfast.inputs.bounds.table import operator_for
 
 #: Layers that compute something else, or something random, in training mode.
 _NOISY = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+#: Calls that take nothing but the shape and type of their argument.
+_OF_SHAPE = tuple(
+    getattr(torch.ops.aten, name).default
+    for name in ("new_full", "new_zeros", "new_ones", "new_empty", "full_like", "zeros_like", "ones_like", "empty_like")
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Step:
     """One traced call that depends on the input; `inputs` are positions of earlier steps, 0 being the model's input."""
 
     node: Node
-    operator: type[Operator]
+    operator: Callable[[Call], Operator]
     inputs: tuple[int, ...]
     shape: tuple[int, ...]
     target: Callable[..., Any]
@@ -112,7 +122,11 @@ class Graph:
             tensor = tensors[target] if kind == "model" else self.lifted[target]
             values[name] = _cast(tensor, dtype, device)
         for node in self.constant_nodes:
-            args: Any = map_arg(node.args, lambda n: values[n.name])
+            args: Any = map_arg(node.args, lambda n: values[n.name] if n.name in values else n.meta["val"].shape)
+            if node.target in _OF_SHAPE:
+                first = args[0]
+                shape = first.shape if isinstance(first, Tensor) else first
+                args = (torch.empty(shape, dtype=dtype, device=device), *args[1:])
             kwargs: Any = map_arg(node.kwargs, lambda n: values[n.name])
             function: Any = node.target
             values[node.name] = map_aggregate(function(*args, **kwargs), lambda v: _cast(v, dtype, device))
@@ -167,7 +181,7 @@ def _capture(model: nn.Module, example: Tensor) -> tuple[Graph | None, list[str]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the tracer's own, about its internals
         try:
-            program = torch.export.export(model, (one,), strict=False).run_decompositions({})
+            program = torch.export.export(model, (one,), strict=False).run_decompositions(decompositions())
         except Exception as error:  # noqa: BLE001 - whatever the tracer's reason, the caller is told it
             return None, [f"the model cannot be traced ({type(error).__name__}: {_first_line(error)})"]
     return _read(model, program, one)
@@ -207,10 +221,21 @@ def _read(model: nn.Module, program: Any, one: Tensor) -> tuple[Graph | None, li
         return None, ["the model's result does not depend on its input"]
     if reader.problems:
         return None, list(dict.fromkeys(reader.problems))
-    steps = tuple(reader.steps)
-    output = reader.position[result]
+    steps, output = _with_users(reader.steps, reader.position[result])
     out_shape = tuple(one.shape) if output == 0 else steps[output - 1].shape
     return Graph(model, steps, tuple(one.shape), out_shape, output, tuple(reader.constants), used, lifted), []
+
+
+def _with_users(steps: list[Step], output: int) -> tuple[tuple[Step, ...], int]:
+    """The steps that the value at `output` depends on, renumbered, and its new position."""
+    needed = {output}
+    for position in range(output, 0, -1):
+        if position in needed:
+            needed.update(steps[position - 1].inputs)
+    kept = sorted(needed - {0})
+    place = {0: 0} | {old: new for new, old in enumerate(kept, 1)}
+    chosen = (steps[old - 1] for old in kept)
+    return tuple(replace(step, inputs=tuple(place[i] for i in step.inputs)) for step in chosen), place[output]
 
 
 def _ancestors(graph: torch.fx.Graph, name: str) -> set[Node]:
@@ -239,7 +264,7 @@ class _Reader:
         parents = node.all_input_nodes
         if any(parent in self._lost for parent in parents):
             self._lost.add(node)
-        elif not any(parent in self.position or parent in self._several for parent in parents):
+        elif node.target in _OF_SHAPE or not any(p in self.position or p in self._several for p in parents):
             self.constants.append(node)
         elif not isinstance(node.meta["val"], Tensor):
             self._several.add(node)  # results are taken one by one
@@ -257,8 +282,17 @@ class _Reader:
             self.problems.append(f"{_operator_name(called)}: {problem}{_place(called)}")
             self._lost.add(node)
             return
+        build: Callable[[Call], Operator] = operator
+        target: Any = called.target
+        found, differences = standardisation(called), shared_differences(called)
+        if found is not None and operator is EntryProduct:
+            build = partial(Standardised, axes=found[0], eps=found[1])
+        elif differences in self.position:
+            # Taken whole, the steps in between are left without users.
+            build, target, perturbed = Share, share, [differences]
+            node.meta |= {"perturbed": perturbed, "call_args": (differences,), "call_kwargs": {}}
         inputs = tuple(self.position[parent] for parent in perturbed)
-        self.steps.append(Step(node, operator, inputs, shape, called.target, item))  # type: ignore[arg-type]
+        self.steps.append(Step(node, build, inputs, shape, target, item))
         self.position[node] = len(self.steps)
 
     def _symbolic(self, node: Node, called: Node, item: int | None) -> Call:

@@ -320,6 +320,14 @@ class Smooth(Operator):
         self.curve = RECIPES[call.target](call)
 
     @classmethod
+    def of(cls, curve: Curve, call: Call) -> Smooth:
+        """The entrywise operator of a curve that is a part of another call."""
+        operator = cls.__new__(cls)
+        Operator.__init__(operator, call)
+        operator.curve = curve
+        return operator
+
+    @classmethod
     def objection(cls, call: Call) -> str | None:
         if call.target is aten.pow.Scalar and not float(call.argument("self")) > 0:
             return f"powers of {call.argument('self')} (a positive base is covered)"
@@ -375,24 +383,14 @@ class Smooth(Operator):
 
     def _check_domain(self, box: Box) -> None:
         start, closed = self._domain()
-        if start is not None and start == -math.inf:
-            return
+        name = str(self.call.target).removeprefix("aten.").split(".")[0]
         if start is None:
-            outside = (box.lower <= 0) & (box.upper >= 0)
-            where = "zero"
-        else:
+            check_not_zero(box, name, self.call.place)
+        elif start > -math.inf:
             # An end that rounding alone pushed below zero is taken for zero.
             slack = torch.finfo(box.lower.dtype).eps ** 0.5 * box.magnitude if closed else 0.0
             outside = box.lower < start - slack if closed else box.lower <= start
-            where = f"{'below' if closed else 'at or below'} {start:g}"
-        if bool(outside.any()):
-            name = str(self.call.target).removeprefix("aten.").split(".")[0]
-            lowest = float(box.lower.detach()[outside].min())
-            raise InputError(
-                f"{name}: the bounds of its argument reach {where} (down to {lowest:.3g})"
-                f"{self.call.place}; bound a smaller region, or keep the argument away from there, say by adding a "
-                "constant"
-            )
+            _refuse(outside, box, name, f"{'below' if closed else 'at or below'} {start:g}", self.call.place)
 
     def _domain(self) -> tuple[float | None, bool]:
         if self.call.target is not aten.pow.Tensor_Scalar:
@@ -403,3 +401,17 @@ class Smooth(Operator):
         if exponent == int(exponent) and exponent > 0:
             return -math.inf, False
         return 0.0, exponent > 0
+
+
+def check_not_zero(box: Box, name: str, place: str) -> None:
+    """InputError where a denominator may vanish."""
+    _refuse((box.lower <= 0) & (box.upper >= 0), box, name, "zero", place)
+
+
+def _refuse(outside: Tensor, box: Box, name: str, where: str, place: str) -> None:
+    if bool(outside.any()):
+        lowest = float(box.lower.detach()[outside].min())
+        raise InputError(
+            f"{name}: the bounds of its argument reach {where} (down to {lowest:.3g}){place}; bound a smaller region, "
+            "or keep the argument away from there, say by adding a constant"
+        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.inputs.bounds import activation, affine, convolution, pooling, smooth
+from holdfast.inputs.bounds import activation, affine, convolution, extrema, masking, pooling, product, smooth, softmax
 from holdfast.inputs.bounds.operator import Call, Operator
 
 OPERATORS: tuple[type[Operator], ...] = (
@@ -21,7 +21,7 @@ OPERATORS: tuple[type[Operator], ...] = (
     affine.Pick,
     affine.Average,
     affine.Scale,
-    affine.Sum,
+    masking.MaskedSum,
     affine.MatrixProduct,
     affine.Linear,
     affine.BatchNorm,
@@ -30,6 +30,18 @@ OPERATORS: tuple[type[Operator], ...] = (
     activation.LeakyReLU,
     pooling.MaxPool,
     smooth.Smooth,
+    product.Square,
+    product.EntryProduct,
+    product.MatrixProductOfTwo,
+    product.Quotient,
+    softmax.Softmax,
+    softmax.Share,
+    softmax.LogSoftmax,
+    softmax.LogSumExp,
+    extrema.Clamp,
+    extrema.Larger,
+    extrema.Largest,
+    masking.Choice,
 )
 
 BY_TARGET: dict[Callable[..., Any], list[type[Operator]]] = {}
