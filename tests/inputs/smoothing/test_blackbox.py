@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import expit
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.ensemble import RandomForestClassifier
@@ -417,7 +418,7 @@ class TestDefence:
     def test_a_batch_of_certain_answers_does_not_end_the_training(self, digits):
         # Sure of class 1 to the last digit unless the first pixels are dark: most batches of one have no slope.
         def sure(array):
-            p = 1 / (1 + np.exp(400 * (0.1 - array[:, :8].mean(1))))
+            p = expit(400 * (array[:, :8].mean(1) - 0.1))
             return np.stack([1 - p, p], 1)
 
         fitted = defence(sure, directions=4, query_budget=4_000, batch=1, mu=0.05).fit(digits[0])
