@@ -40,8 +40,9 @@ class Propagation:
 
     def _begin(self, box: Box) -> None:
         self.boxes = [box]
-        self.tight = [self.separable]
+        self.tight = [True]
         self._independent = [self.separable]
+        self._single = [True]
         self._affine = [True]
         self._relaxations: dict[int, Relaxation] = {}
         self._sizes: dict[int, Tensor] = {}
@@ -90,8 +91,11 @@ class Propagation:
         operator = node.operator
         alone = len(node.inputs) == 1 and self._independent[node.inputs[0]]
         self.boxes.append(box)
-        self.tight.append(alone and (operator.affine or operator.diagonal))
+        # An entry of the input alone has the region's box for its range, whatever the region is.
+        single = len(node.inputs) == 1 and self._single[node.inputs[0]] and operator.diagonal
+        self.tight.append(single or (alone and (operator.affine or operator.diagonal)))
         self._independent.append(alone and operator.diagonal)
+        self._single.append(single)
         self._affine.append(operator.affine and all(self._affine[i] for i in node.inputs))
 
     def affine(self, position: int) -> bool:
