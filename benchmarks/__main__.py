@@ -1,4 +1,7 @@
-"""`python -m benchmarks [NAME ...] [--runs N] [--list] [--table]`: run benchmarks and write results and table."""
+"""`python -m benchmarks [NAME ...] [--runs N] [--list] [--table]`: run benchmarks and write results and table.
+
+`python -m benchmarks verification` is a table of its own, with options of its own (see `benchmarks.verification`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,10 @@ from benchmarks.harness import RUNS, TABLE, UnequalResults, discover, run, table
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["verification"]:
+        from benchmarks import verification
+
+        return verification.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run ours and a peer side by side.")
     parser.add_argument("names", nargs="*", help="benchmarks whose name starts so; all when none is given")
     parser.add_argument("--runs", type=int, default=RUNS, help=f"runs a side, at least {RUNS}")
