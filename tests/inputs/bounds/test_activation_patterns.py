@@ -1,5 +1,7 @@
 """Patterns are what their definition says, followers are what the network's own activations say."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import nn
 
 from holdfast.core.errors import InputError
 from holdfast.core.seeds import torch_generator
-from holdfast.inputs.bounds import Region, capture
+from holdfast.inputs.bounds import Graph, Region, capture
 from holdfast.inputs.bounds.activation_patterns import (
     ActivationPattern,
     Activations,
@@ -24,9 +26,16 @@ from holdfast.threats.balls import Linf
 from .networks import drawn
 
 
-def perceptron(seed: int = 0) -> nn.Sequential:
+@cache
+def perceptron() -> nn.Sequential:
     layers = [nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 7), nn.ReLU(), nn.Linear(7, 3)]
-    return drawn(nn.Sequential(*layers), seed, 1.5)
+    return drawn(nn.Sequential(*layers), 0, 1.5)
+
+
+@cache
+def traced() -> Graph:
+    """The perceptron's graph: tracing takes longer than everything else here."""
+    return capture(perceptron(), inputs())
 
 
 def inputs(count: int = 300, seed: int = 0) -> torch.Tensor:
@@ -42,7 +51,7 @@ def pattern(on: list[list[int]], off: list[list[int]], widths: tuple[int, ...] =
 
 def test_activations_are_those_that_hooks_see():
     model, x = perceptron(), inputs()
-    layers, outputs = Activations.of(model, x)(x)
+    layers, outputs = Activations.of(model, x)(x)  # traces by itself
     for active, seen in zip(layers, Features(model, ("1", "3"), at="input")(x)):
         np.testing.assert_array_equal(active.numpy(), seen > 0)
     torch.testing.assert_close(outputs, model(x).detach())
@@ -61,14 +70,14 @@ def test_convolutions_and_leaky_units_have_patterns():
 def test_a_pattern_is_what_nearly_all_inputs_of_the_class_share(delta):
     model, x = perceptron(), inputs()
     y = model(x).argmax(1)
-    found = mine_patterns(model, x, y, delta)
-    layers, _ = Activations.of(model, x)(x)
+    found = mine_patterns(traced(), x, y, delta)
+    layers, _ = Activations.of(traced(), x)(x)
     for label, mined in found.items():
         rate = torch.cat(layers, 1)[y == label].double().mean(0)
         assert torch.equal(mined.signs, (rate >= delta).to(torch.int8) - (rate <= 1 - delta).to(torch.int8))
         if delta == 1:
-            assert coverage(model, mined, x[y == label]).value == 1
-        assert mined.fixed >= mine_patterns(model, x, y, 1.0)[label].fixed
+            assert coverage(traced(), mined, x[y == label]).value == 1
+        assert mined.fixed >= mine_patterns(traced(), x, y, 1.0)[label].fixed
 
 
 def test_wrong_inputs_are_left_out_unless_asked_for():
@@ -77,10 +86,10 @@ def test_wrong_inputs_are_left_out_unless_asked_for():
     wrong = y.clone()
     wrong[::7] = (y[::7] + 1) % 3
     right = model(x).argmax(1) == wrong
-    expected = mine_patterns(model, x[right], wrong[right])
-    for label, mined in mine_patterns(model, x, wrong).items():
+    expected = mine_patterns(traced(), x[right], wrong[right])
+    for label, mined in mine_patterns(traced(), x, wrong).items():
         assert torch.equal(mined.signs, expected[label].signs)
-    everyone = mine_patterns(model, x, wrong, correct_only=False)
+    everyone = mine_patterns(traced(), x, wrong, correct_only=False)
     assert any(not torch.equal(everyone[label].signs, expected[label].signs) for label in expected)
 
 
@@ -90,11 +99,11 @@ def test_following_is_decided_neuron_by_neuron():
     second = model[2](torch.relu(model[0](x))) > 0
     wanted = first[:, 2] & ~first[:, 5] & second[:, 1]
     chosen = pattern([[2], [1]], [[5], []])
-    assert torch.equal(follows(model, chosen, x), wanted)
-    estimate = coverage(model, chosen, x)
+    assert torch.equal(follows(traced(), chosen, x), wanted)
+    estimate = coverage(traced(), chosen, x)
     assert estimate.value == pytest.approx(float(wanted.double().mean()))
     assert estimate.low < estimate.value < estimate.high
-    assert follows(model, pattern([[], []], [[], []]), x).all()
+    assert follows(traced(), pattern([[], []], [[], []]), x).all()
 
 
 def test_a_neuron_at_exactly_zero_is_off():
@@ -109,8 +118,8 @@ def test_contradicting_patterns_share_no_input():
     assert contradict(p, q)
     assert contradict(q, p)
     assert not contradict(p, r)
-    model, x = perceptron(), inputs(2000)
-    assert not (follows(model, p, x) & follows(model, q, x)).any()
+    x = inputs(2000)
+    assert not (follows(traced(), p, x) & follows(traced(), q, x)).any()
     with pytest.raises(InputError, match="different networks"):
         contradict(p, pattern([[0]], [[]], (10,)))
 
@@ -118,8 +127,8 @@ def test_contradicting_patterns_share_no_input():
 def test_only_regions_without_followers_are_called_infeasible():
     model, x = perceptron(), inputs(60, 1)
     y = model(x).argmax(1)
-    found = mine_patterns(model, inputs(), model(inputs()).argmax(1), 0.95)
-    region, graph = Region(x, Linf(0.05)), capture(model, x)
+    found = mine_patterns(traced(), inputs(), model(inputs()).argmax(1), 0.95)
+    region, graph = Region(x, Linf(0.05)), traced()
     generator = torch_generator(2)
     proven = 0
     for label, mined in found.items():
@@ -139,29 +148,40 @@ def test_cutting_fixed_neurons_tightens_what_follows():
             layer.weight.fill_(1.0)
             layer.bias.fill_(bias)
     region = Region(torch.zeros(1, 1), Linf(1.0))
-    assert infeasible(model, pattern([[], [0]], [[0], []], (1, 1)), region).all()
-    assert not infeasible(model, pattern([[], [0]], [[], []], (1, 1)), region).any()
-    assert not infeasible(model, pattern([[0], [0]], [[], []], (1, 1)), region).any()
+    graph = capture(model, region.x)
+    assert infeasible(graph, pattern([[], [0]], [[0], []], (1, 1)), region).all()
+    assert not infeasible(graph, pattern([[], [0]], [[], []], (1, 1)), region).any()
+    assert not infeasible(graph, pattern([[0], [0]], [[], []], (1, 1)), region).any()
 
 
 def test_patterns_survive_the_disk(tmp_path):
-    mined = mine_patterns(perceptron(), inputs(), perceptron()(inputs()).argmax(1))[0]
+    mined = mine_patterns(traced(), inputs(), perceptron()(inputs()).argmax(1))[0]
     mined.save(tmp_path / "pattern.safetensors")
     again = ActivationPattern.load(tmp_path / "pattern.safetensors")
     assert torch.equal(again.signs, mined.signs)
     assert again.widths == mined.widths
 
 
+def test_joined_patterns_are_followed_by_those_that_follow_both():
+    x = inputs(2000)
+    p, q = pattern([[0], []], [[1], [2]]), pattern([[0, 4], [1]], [[], []])
+    both = follows(traced(), p, x) & follows(traced(), q, x)
+    assert torch.equal(follows(traced(), p.joined(q), x), both)
+    assert both.any()
+    with pytest.raises(InputError, match="both ways"):
+        p.joined(pattern([[1], []], [[], []]))
+
+
 def test_the_miner_collects_all_classes():
     model, x = perceptron(), inputs()
     y = model(x).argmax(1)
-    miner = PatternMiner(model, delta=0.97).fit(x, y)
+    miner = PatternMiner(traced(), delta=0.97).fit(x, y)
     held = inputs(200, 5)
     hits = miner.predict_follows(held)
     for column, label in enumerate(miner.classes_.tolist()):
-        assert torch.equal(hits[:, column], follows(model, miner.patterns_[label], held))
+        assert torch.equal(hits[:, column], follows(traced(), miner.patterns_[label], held))
     labels = model(held).argmax(1)
-    shares = [coverage(model, miner.patterns_[c], held[labels == c]).value for c in labels.unique().tolist()]
+    shares = [coverage(traced(), miner.patterns_[c], held[labels == c]).value for c in labels.unique().tolist()]
     assert miner.score(held, labels) == pytest.approx(np.mean(shares))
 
 
@@ -170,18 +190,18 @@ def test_input_errors():
     y = model(x).argmax(1)
     for delta in (0.5, 1.1):
         with pytest.raises(InputError, match="delta"):
-            mine_patterns(model, x, y, delta)
+            mine_patterns(traced(), x, y, delta)
     with pytest.raises(InputError, match=r"right; a pattern"):
-        mine_patterns(model, x[:1], (y[:1] + 1) % 3)
+        mine_patterns(traced(), x[:1], (y[:1] + 1) % 3)
     with pytest.raises(InputError, match="labels must lie"):
-        mine_patterns(model, x, y + 5)
+        mine_patterns(traced(), x, y + 5)
     with pytest.raises(InputError, match="no ReLU"):
         mine_patterns(nn.Sequential(nn.Linear(6, 3)).eval(), x, y)
     with pytest.raises(InputError, match="mine it from this model"):
-        follows(model, pattern([[]], [[]], (10,)), x)
+        follows(traced(), pattern([[]], [[]], (10,)), x)
     with pytest.raises(InputError, match="both on and off"):
         pattern([[1], []], [[1], []])
     with pytest.raises(InputError, match="fit first"):
-        PatternMiner(model).predict_follows(x)
+        PatternMiner(traced()).predict_follows(x)
     with pytest.raises(InputError, match="finite"):
-        follows(model, pattern([[], []], [[], []]), torch.full((1, 6), torch.nan))
+        follows(traced(), pattern([[], []], [[], []]), torch.full((1, 6), torch.nan))

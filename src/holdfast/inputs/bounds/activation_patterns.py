@@ -30,7 +30,7 @@ from holdfast.core.errors import InputError
 from holdfast.core.estimate import Estimate
 from holdfast.core.intervals import clopper_pearson
 from holdfast.inputs.bounds.activation import LeakyReLU
-from holdfast.inputs.bounds.graph import Bound, Graph, capture
+from holdfast.inputs.bounds.graph import Bound, Graph, Step, capture
 from holdfast.inputs.bounds.interval import Propagation
 from holdfast.inputs.bounds.operator import Box
 from holdfast.inputs.bounds.region import Region
@@ -81,6 +81,13 @@ class ActivationPattern:
         """All layers side by side: +1 on, -1 off, 0 free."""
         return torch.cat(self.on).to(torch.int8) - torch.cat(self.off).to(torch.int8)
 
+    def joined(self, other: ActivationPattern) -> ActivationPattern:
+        """The pattern of the inputs that follow both.  Raises InputError when they contradict each other."""
+        if contradict(self, other):
+            raise InputError("the patterns fix a neuron both ways, so no input follows both")
+        on = tuple(mine | theirs for mine, theirs in zip(self.on, other.on))
+        return ActivationPattern(on, tuple(mine | theirs for mine, theirs in zip(self.off, other.off)))
+
     def save(self, path: str | Path) -> None:
         """Write the masks as a safetensors file."""
         masks = {f"on.{i}": part for i, part in enumerate(self.on)}
@@ -111,7 +118,10 @@ class Activations:
         """Raises InputError when the model has no ReLU-like unit behind its input."""
         graph = model if isinstance(model, Graph) else capture(model, example)
         steps = graph.steps
-        places = sorted({step.inputs[0] for step in steps if issubclass(step.operator, LeakyReLU)} - {0})
+        kinds = ((step.operator, step.inputs[0]) for step in steps)
+        places = sorted(
+            {place for kind, place in kinds if isinstance(kind, type) and issubclass(kind, LeakyReLU)} - {0}
+        )
         if not places:
             raise InputError("the model has no ReLU or leaky ReLU, so it has no activation pattern")
         return cls(graph, tuple(places), tuple(math.prod(steps[place - 1].shape) for place in places))
@@ -129,10 +139,17 @@ class Activations:
         return layers, torch.cat([part[1] for part in found])
 
     def _chunk(self, nodes: Sequence[Bound], x: Tensor) -> tuple[list[Tensor], Tensor]:
+        layers, outputs = self.preactivations(nodes, x)
+        return [layer > 0 for layer in layers], outputs
+
+    def preactivations(
+        self, nodes: Sequence[Bound], x: Float[Tensor, "batch *shape"]
+    ) -> tuple[list[Float[Tensor, "batch _"]], Float[Tensor, "batch outputs"]]:
+        """z of every layer, and the outputs, by the graph's operators bound in the precision of `x`; differentiable."""
         values = [x.unsqueeze(1)]  # graphs have an axis of one where their trace had the batch
         for node in nodes:
             values.append(node.operator.value(*(values[i] for i in node.inputs)))
-        return [values[place].flatten(1) > 0 for place in self.positions], values[self.graph.output].flatten(1)
+        return [values[place].flatten(1) for place in self.positions], values[self.graph.output].flatten(1)
 
     def check(self, pattern: ActivationPattern) -> None:
         """Raises InputError when the pattern is of another network."""
@@ -141,6 +158,10 @@ class Activations:
                 f"the pattern is of layers of {pattern.widths} neurons, the model has {self.widths}: mine it from this "
                 "model"
             )
+
+
+def _rectifies(step: Step) -> bool:
+    return isinstance(step.operator, type) and issubclass(step.operator, LeakyReLU)
 
 
 def mine_patterns(
@@ -242,7 +263,7 @@ class PatternMiner:
     patterns_: Mapping[int, ActivationPattern]
     classes_: Int[Tensor, " classes"]
 
-    def __init__(self, model: nn.Module, delta: float = 0.99, correct_only: bool = True) -> None:
+    def __init__(self, model: nn.Module | Graph, delta: float = 0.99, correct_only: bool = True) -> None:
         self.model = model
         self.delta = delta
         self.correct_only = correct_only
