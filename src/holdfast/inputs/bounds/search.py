@@ -142,6 +142,19 @@ class Program:
         found = torch.stack([query.values(self._run(program, point[None])).amin() for program in programs])
         return float(found.nan_to_num(torch.inf).amax())
 
+    def representable(self, query: Query, points: Float[Tensor, "points inputs"]) -> Float[Tensor, "points inputs"]:
+        """The points moved into the query's box, and to numbers of the network's own precision that lie in it.
+
+        A coordinate whose range holds no such number takes the nearest one, as the network would if it were fed.
+        """
+        inside = torch.clamp(points.double(), query.lower, query.upper)
+        nearest = inside.to(self.dtype)
+        infinity = torch.full_like(nearest, torch.inf)
+        moved = torch.where(nearest.double() > query.upper, torch.nextafter(nearest, -infinity), nearest)
+        moved = torch.where(nearest.double() < query.lower, torch.nextafter(nearest, infinity), moved)
+        fits = (moved.double() >= query.lower) & (moved.double() <= query.upper)
+        return torch.where(fits, moved, nearest).double()
+
     def _run(self, program: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
         given = points.to(self.dtype).reshape(len(points), *self.shape)
         return program(given).flatten(1).double()
@@ -170,8 +183,8 @@ class Incumbent:
         return self.gap is None and self.point is not None and self.value <= 0
 
     def offer(self, query: Query, points: Float[Tensor, "points inputs"]) -> None:
-        """Run the program on points, moved into the query's box, and keep the best if it is better."""
-        points = torch.clamp(points.double(), query.lower, query.upper)
+        """Run the program on points, made `representable`, and keep the best if it is better."""
+        points = self.program.representable(query, points)
         margins = query.values(self.program.outputs(points)).amin(1).nan_to_num(torch.inf)
         place = int(margins.argmin())
         if float(margins[place]) < self.value:

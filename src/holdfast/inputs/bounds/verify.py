@@ -38,7 +38,7 @@ class Verdict:
 
     `lower` is a proven lower bound of the property's margin (see `search`) over its boxes: the property holds when it
     is positive.  `subproblems` counts boxes and network parts that were bounded.  `counterexample` has the shape of one
-    input and `output` is what the network gives there; both are None without one.
+    input and the network's own type, and `output` is what the network gives there; both are None without one.
     """
 
     status: ClassVar[Status]
@@ -146,7 +146,7 @@ def minimum(
     run.go()
     best = run.setting.incumbent
     assert best.point is not None
-    point = best.point.reshape(run.setting.graph.shape[1:])
+    point = best.point.reshape(run.setting.graph.shape[1:]).to(run.setting.program.dtype)
     spent = run.setting.deadline.spent
     return Minimum(min(run.lower, best.value), best.value, point, run.subproblems, spent)
 
@@ -241,7 +241,7 @@ class _Run:
         known = (self.lower, None, self.subproblems)
         if best.found:
             assert best.point is not None
-            point = best.point.reshape(self.setting.graph.shape[1:])
+            point = best.point.reshape(self.setting.graph.shape[1:]).to(self.setting.program.dtype)
             output = self.setting.program.outputs(best.point[None])[0]
             return Counterexample(min(self.lower, best.value), point, self.subproblems, clock.spent, output)
         if self.lower > 0:
