@@ -15,6 +15,7 @@ PROBES = {
     "calibration": "CalibrationProbe",
     "adversarial": "AdversarialProbe",
     "certified": "CertifiedProbe",
+    "availability": "AvailabilityProbe",
     "corruption": "CorruptionProbe",
     "ood": "OutOfDistributionProbe",
     "labels": "LabelsProbe",

@@ -23,17 +23,24 @@ from torch import Tensor
 
 from holdfast.audit.probe import Batch, Evidence, Needs, Rows, Settings
 from holdfast.audit.probes.attack_plan import default_threat, feature_spread
-from holdfast.audit.probes.proof_plan import PUBLISHED, TITLES, Provable, affordable, largest_stable, widened
-from holdfast.core.errors import UnsupportedError
+from holdfast.audit.probes.proof_plan import (
+    PUBLISHED,
+    TITLES,
+    Provable,
+    affordable,
+    example,
+    hindrance,
+    largest_stable,
+    widened,
+)
 from holdfast.core.estimate import Estimate
 from holdfast.core.exhibit import Curve, Series, Table
 from holdfast.core.finding import Finding, Section
 from holdfast.core.sequences import anytime_mean
-from holdfast.inputs.bounds import capture, certify, unsupported
+from holdfast.inputs.bounds import capture, certify
 from holdfast.inputs.smoothing.gaussian import Smoothed
 from holdfast.inputs.smoothing.stopping import RadiusTarget
 from holdfast.subject.subject import Access, Subject
-from holdfast.threats.base import Threat
 from holdfast.threats.wording import number
 
 #: Radii of the curve, in units of the chosen one, rising.
@@ -73,10 +80,10 @@ class CertifiedProbe:
     def prepare(self, subject: Subject, settings: Settings) -> State:
         """Read the model's operators, or say why it is smoothed instead."""
         threat, words = (settings.threat, "") if settings.threat is not None else default_threat(subject)
-        reason = _hindrance(subject, threat)
+        reason = hindrance(subject, threat)
         if reason is not None:
             return Votes(NOISE, _unit(subject), reason)
-        graph = capture(subject.model, _example(subject))
+        graph = capture(subject.model, example(subject))
         threats = [threat if fraction == 1 else threat.scaled(fraction * threat.radius) for fraction in FRACTIONS]
         kept = tuple({t.radius: t for t in threats}.values())  # families counted in pixels round their radius
         chosen = [t.radius for t in kept].index(threat.radius)
@@ -161,24 +168,6 @@ class CertifiedProbe:
 
 def _share(column: np.ndarray, settings: Settings) -> Estimate:
     return anytime_mean(column.astype(bool), level=settings.level)
-
-
-def _hindrance(subject: Subject, threat: Threat) -> str | None:
-    """Why the model cannot be bounded over the threat, or None."""
-    if subject.access < Access.GRADIENTS:
-        return "the model's operators cannot be read"
-    x = _example(subject)
-    try:
-        threat.interval(x, widened(subject.valid, x))
-        threat.worst(torch.zeros(1, 1, *x.shape[1:], device=x.device), x, widened(subject.valid, x))
-    except UnsupportedError as error:
-        return str(error)
-    problems = unsupported(subject.model, x)
-    return "; ".join(problems) or None
-
-
-def _example(subject: Subject) -> Tensor:
-    return subject.tensor(subject.test.inputs.take(np.zeros(1, dtype=np.int64)))
 
 
 def _unit(subject: Subject) -> Tensor:

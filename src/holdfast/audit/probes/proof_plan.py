@@ -15,16 +15,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from holdfast.audit.probes.attack_plan import EveryMove
+from holdfast.core.errors import UnsupportedError
 from holdfast.inputs.attack.gradient import PGD
 from holdfast.inputs.attack.loop import Attack
-from holdfast.inputs.bounds import Graph, Method, Region, certify
+from holdfast.inputs.bounds import Graph, Method, Region, certify, unsupported
 from holdfast.inputs.bounds.effort import open_entries
-from holdfast.subject.subject import Subject
+from holdfast.subject.subject import Access, Subject
 from holdfast.threats.base import Threat, Valid
 from holdfast.threats.places import Translation
 
-#: Work that may be spent on one example, in floating-point operations (about a second on one core).
-AFFORDABLE = 3e10
+#: Work that may be spent on one example, in floating-point operations (about a tenth of a second on one core).
+AFFORDABLE = 4e9
 #: Passes over the network for one row: forth and back; and the steps of an optimisation on top.
 CROWN_PASSES, OPTIMISED_PASSES = 2, 120
 #: Examples that the work is estimated from.
@@ -142,3 +143,22 @@ def widened(valid: Valid, x: Tensor) -> Valid:
     low, high = (torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in valid)
     least, most = x.amin(0).double(), x.amax(0).double()
     return torch.minimum(low, least), torch.maximum(high, most)
+
+
+def hindrance(subject: Subject, threat: Threat) -> str | None:
+    """Why the model cannot be bounded over the threat, or None."""
+    if subject.access < Access.GRADIENTS:
+        return "the model's operators cannot be read"
+    x = example(subject)
+    try:
+        threat.interval(x, widened(subject.valid, x))
+        threat.worst(torch.zeros(1, 1, *x.shape[1:], device=x.device), x, widened(subject.valid, x))
+    except UnsupportedError as error:
+        return str(error)
+    problems = unsupported(subject.model, x)
+    return "; ".join(problems) or None
+
+
+def example(subject: Subject) -> Tensor:
+    """The first test input, as a batch of one."""
+    return subject.tensor(subject.test.inputs.take(np.zeros(1, dtype=np.int64)))
