@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ from holdfast.inputs.bounds.table import operator_for
 
 #: Layers that compute something else, or something random, in training mode.
 _NOISY = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+_NOTHING: Mapping[Any, Callable[..., Any]] = MappingProxyType({})
 
 #: Calls that take nothing but the shape and type of their argument.
 _OF_SHAPE = tuple(
@@ -152,13 +155,17 @@ def _cast(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     return value
 
 
-def capture(model: nn.Module, example: Float[Tensor, "batch *shape"]) -> Graph:
+def capture(
+    model: nn.Module, example: Float[Tensor, "batch *shape"], also: Mapping[Any, Callable[..., Any]] = _NOTHING
+) -> Graph:
     """Trace `model` on the first of `example`.
+
+    `also` has further calls to be written as others: a call to a function that makes the same of its arguments.
 
     Raises UnsupportedError when an operator has no bounding rule or the model cannot be traced, InputError when a
     layer is in training mode.
     """
-    graph, problems = _capture(model, example)
+    graph, problems = _capture(model, example, also)
     if problems:
         training = [problem for problem in problems if "training mode" in problem]
         if training:
@@ -173,7 +180,9 @@ def unsupported(model: nn.Module, example: Float[Tensor, "batch *shape"]) -> lis
     return _capture(model, example)[1]
 
 
-def _capture(model: nn.Module, example: Tensor) -> tuple[Graph | None, list[str]]:
+def _capture(
+    model: nn.Module, example: Tensor, also: Mapping[Any, Callable[..., Any]] = _NOTHING
+) -> tuple[Graph | None, list[str]]:
     noisy = [name for name, module in model.named_modules() if module.training and isinstance(module, _NOISY)]
     if noisy:
         return None, [f"{', '.join(noisy)} in training mode; call model.eval()"]
@@ -181,7 +190,7 @@ def _capture(model: nn.Module, example: Tensor) -> tuple[Graph | None, list[str]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the tracer's own, about its internals
         try:
-            program = torch.export.export(model, (one,), strict=False).run_decompositions(decompositions())
+            program = torch.export.export(model, (one,), strict=False).run_decompositions({**decompositions(), **also})
         except Exception as error:  # noqa: BLE001 - whatever the tracer's reason, the caller is told it
             return None, [f"the model cannot be traced ({type(error).__name__}: {_first_line(error)})"]
     return _read(model, program, one)

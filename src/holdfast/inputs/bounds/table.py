@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.inputs.bounds import activation, affine, convolution, extrema, masking, pooling, product, smooth, softmax
+from holdfast.inputs.bounds import activation, affine, convolution, extrema, moves, pooling, product, smooth, softmax
 from holdfast.inputs.bounds.operator import Call, Operator
 
 OPERATORS: tuple[type[Operator], ...] = (
@@ -21,7 +21,7 @@ OPERATORS: tuple[type[Operator], ...] = (
     affine.Pick,
     affine.Average,
     affine.Scale,
-    masking.MaskedSum,
+    moves.MaskedSum,
     affine.MatrixProduct,
     affine.Linear,
     affine.BatchNorm,
@@ -41,7 +41,8 @@ OPERATORS: tuple[type[Operator], ...] = (
     extrema.Clamp,
     extrema.Larger,
     extrema.Largest,
-    masking.Choice,
+    moves.Choice,
+    moves.Windows,
 )
 
 BY_TARGET: dict[Callable[..., Any], list[type[Operator]]] = {}

@@ -1,4 +1,4 @@
-"""Choosing between values by a constant mask, and masks of infinities added to scores.
+"""Moves of entries that need care: choices by a constant mask, masks of infinities, windows of an image as columns.
 
 Attention hides positions by scores of minus infinity.  Bounds need finite numbers, and exp(-1e30) is zero as well; a
 model whose *result* is infinite is refused where bounds are checked.
@@ -52,3 +52,10 @@ class MaskedSum(Sum):
 
     def __init__(self, call: Call) -> None:
         super().__init__(finite(call))
+
+
+class Windows(Move):
+    """Windows of an image as columns, so that a convolution is a product of matrices."""
+
+    targets: ClassVar[Targets] = (aten.im2col.default,)
+    has_offset: ClassVar[bool] = False
