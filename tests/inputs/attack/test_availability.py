@@ -12,11 +12,11 @@ from holdfast.inputs.attack.availability import (
     PatchTrigger,
     SmoothingCertifier,
     abstain_report,
+    find_abstain_trigger,
     label_conflicts,
     poison_conflicting,
 )
 from holdfast.inputs.attack.certifiers import GradedCertifier, certified
-from holdfast.inputs.attack.trigger_search import find_abstain_trigger
 from holdfast.threats.balls import Linf
 
 

@@ -8,6 +8,9 @@ where m is the certified margin of the label that is predicted *with* the patch 
 gradient flows through the certifier.  Places are tried on a grid, with the brightest patch, the darkest, and the one
 that the gradient at clean inputs asks for; the best few are refined by signed gradient steps.
 
+A patch that hides what the image shows makes any model abstain, attacked or not.  So only quiet places are tried, where
+images vary least and a patch hides nothing: there an attacked model stands out.
+
 Half of the inputs are searched on, the other half judge: the rates reported are about inputs that the search has not
 seen.  A model that was never attacked abstains somewhat more under its worst patch, too; compare with `random`, and
 with a model that is known to be clean.
@@ -17,8 +20,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,9 +30,9 @@ from holdfast.core.errors import InputError
 from holdfast.core.estimate import Estimate
 from holdfast.core.intervals import clopper_pearson, paired_difference
 from holdfast.core.progress import track
-from holdfast.inputs.attack.availability import PatchTrigger
 from holdfast.inputs.attack.certifiers import Certifier, GradedCertifier, certified
 from holdfast.inputs.attack.loop import Model, forward
+from holdfast.inputs.attack.trigger import PatchTrigger
 from holdfast.threats.base import Valid
 from holdfast.threats.places import Patch
 
@@ -57,6 +61,7 @@ def find_abstain_trigger(
     steps: int = 40,
     *,
     starts: int = 3,
+    quiet: float = 0.01,
     batch: int = 128,
     valid: Valid = (0, 1),
     level: float = 0.95,
@@ -64,11 +69,13 @@ def find_abstain_trigger(
 ) -> TriggerSearch:
     """Search for the universal patch of `patch` (height, width) pixels under which the system abstains most.
 
-    `steps` signed gradient steps refine each of the `starts` best places, on `batch` inputs a step.  `model` is what
-    predicts; `certifier` needs a `margin` (see `certifiers`).
+    Tried are the places where the patch covers at most the share `quiet` of the variance that it covers where the
+    images vary most; 1 tries all places (photographs vary everywhere).  `steps` signed gradient steps refine each of
+    the `starts` best places, on `batch` inputs a step.  `model` is what predicts; `certifier` needs a `margin` (see
+    `certifiers`).
 
-    Raises InputError for fewer than two images, a patch that does not fit, no valid range, no step or start, or a
-    certifier that has no margin.
+    Raises InputError for fewer than two images, a patch that does not fit, no valid range, no step or start, no place
+    that is quiet enough, or a certifier that has no margin.
     """
     if not isinstance(certifier, GradedCertifier):
         raise InputError(
@@ -79,14 +86,25 @@ def find_abstain_trigger(
             f"at least two images (n, channels, height, width), a step, a start and a valid range are wanted, got "
             f"shape {tuple(X.shape)}, steps={steps}, starts={starts}, valid={valid}"
         )
+    if not 0 < quiet <= 1:
+        raise InputError(f"the share `quiet` must lie in (0, 1], got {quiet}")
     PatchTrigger.rectangle(tuple(X.shape[1:]), 0, 0, *patch)
     source = torch.Generator().manual_seed(0) if generator is None else generator
     order = torch.randperm(len(X), generator=source).to(X.device)
     searched, held = X[order[: len(X) // 2]], X[order[len(X) // 2 :]]
     search = _Search(model, certifier, searched, valid, batch, source)
-    candidates = [search.refined(start, steps) for start in track(search.starts(patch, starts), "refining patches")]
-    rate, _, trigger = min(candidates, key=lambda found: (-found[0], found[1]))
-    return _judged(model, certifier, held, trigger, rate, patch, valid, level, source)
+    begun = search.starts(patch, starts, quiet)
+    found = [search.refined(start, steps) for start in track(begun, "refining patches", len(begun))]
+    rates = [float(_abstained(model, certifier, trigger(searched)).mean()) for trigger in found]
+    worst = found[int(np.argmax(rates))]
+    scattered = Patch(*patch).random_start(held, valid, generator=source)
+    abstained = [_abstained(model, certifier, inputs) for inputs in (held, worst(held), scattered)]
+    clean, triggered, random = (clopper_pearson(int(part.sum()), len(held), level) for part in abstained)
+    rise = paired_difference(abstained[0], abstained[1], level)
+    return TriggerSearch(worst, clean, triggered, random, rise, max(rates))
+
+
+Rated = tuple[float, float, PatchTrigger]
 
 
 @dataclass(eq=False)
@@ -119,27 +137,39 @@ class _Search:
     def _soft(self, margin: Tensor) -> Tensor:
         return self.scale * F.softplus(margin / self.scale).mean()
 
-    def starts(self, patch: tuple[int, int], count: int) -> list[PatchTrigger]:
+    def starts(self, patch: tuple[int, int], count: int, quiet: float) -> list[PatchTrigger]:
         """The `count` best places, each with the best of the brightest patch, the darkest, and the one that a gradient
-        at clean inputs asks for.
+        at clean inputs asks for, moved pixel by pixel to where it does most.
         """
-        shape = tuple(self.x.shape[1:])
-        rows, columns = (
-            sorted({*range(0, size - side + 1, side), size - side}) for size, side in zip(shape[1:], patch, strict=True)
-        )
+        allowed = _quiet_places(self.x, patch, quiet)
         wanted = torch.where(self._slope() > 0, self.low, self.high)
-        found: list[tuple[float, int, PatchTrigger]] = []
+        tried: dict[tuple[int, int], Rated] = {}
+
+        def best_at(place: tuple[int, int]) -> Rated:
+            if place not in tried:
+                fills = [self._stamp(place, patch, fill) for fill in (self.high, self.low, wanted)]
+                tried[place] = min((self._rated(fill) for fill in fills), key=_rank)
+            return tried[place]
+
         with torch.no_grad():
-            for top in rows:
-                for left in columns:
-                    fills = [
-                        PatchTrigger.rectangle(shape, top, left, *patch, value=fill)
-                        for fill in (self.high, self.low, wanted)
-                    ]
-                    losses = [float(self.loss(fill, self.x[: self.batch])) for fill in fills]
-                    best = losses.index(min(losses))
-                    found.append((losses[best], len(found), fills[best]))
-        return [trigger for _, _, trigger in sorted(found)[:count]]
+            for place in allowed.nonzero().tolist():
+                if all(
+                    at % max(1, side // 2) == 0 or at == size - 1
+                    for at, side, size in zip(place, patch, allowed.shape, strict=True)
+                ):
+                    best_at((place[0], place[1]))
+            for place in sorted(tried, key=lambda place: _rank(tried[place]))[:count]:
+                while True:
+                    near = [(place[0] + down, place[1] + right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+                    inside = [(a, b) for a, b in near if 0 <= a < len(allowed) and 0 <= b < allowed.shape[1]]
+                    better = min((at for at in inside if bool(allowed[at])), key=lambda at: _rank(best_at(at)))
+                    if better == place:
+                        break
+                    place = better
+        return [trigger for _, _, trigger in sorted(tried.values(), key=_rank)[:count]]
+
+    def _stamp(self, place: tuple[int, int], patch: tuple[int, int], fill: Tensor) -> PatchTrigger:
+        return PatchTrigger.rectangle(tuple(self.x.shape[1:]), *place, *patch, value=fill)
 
     def _slope(self) -> Float[Tensor, "*shape"]:
         """How the loss grows with every input value, over clean inputs."""
@@ -148,8 +178,8 @@ class _Search:
         (grad,) = torch.autograd.grad(self._soft(self.certifier.margin(x, label)), x)
         return grad.sum(0)
 
-    def refined(self, start: PatchTrigger, steps: int) -> tuple[float, float, PatchTrigger]:
-        """(abstain rate, loss, trigger) of the best patch on the way from `start`, on all searched inputs."""
+    def refined(self, start: PatchTrigger, steps: int) -> PatchTrigger:
+        """The best patch on the way from `start`."""
         value = torch.as_tensor(start.value).clone()
         best = self._rated(start)
         for k in range(steps):
@@ -158,36 +188,35 @@ class _Search:
             (grad,) = torch.autograd.grad(self.loss(replace(start, value=value), self.x[rows]), value)
             step = (0.2 * (1 - k / steps) + 0.02) * (self.high - self.low)
             value = torch.clamp(value.detach() - step * grad.sign(), self.low, self.high)
-            if (k + 1) % 10 == 0 or k + 1 == steps:
-                best = min(best, self._rated(replace(start, value=value)), key=lambda found: (-found[0], found[1]))
-        return best
+            if (k + 1) % 5 == 0 or k + 1 == steps:
+                best = min(best, self._rated(replace(start, value=value)), key=_rank)
+        return best[2]
 
     @torch.no_grad()
-    def _rated(self, trigger: PatchTrigger) -> tuple[float, float, PatchTrigger]:
-        moved = trigger(self.x)
-        proven = certified(self.certifier, moved, forward(self.model, moved).argmax(1))
-        return float((~proven).double().mean()), float(self.loss(trigger, self.x[: self.batch])), trigger
+    def _rated(self, trigger: PatchTrigger) -> Rated:
+        """Share of the first batch that keeps a margin, the loss there, and the trigger."""
+        moved = trigger(self.x[: self.batch])
+        margin = self.certifier.margin(moved, forward(self.model, moved).argmax(1))
+        return float((margin > 0).double().mean()), float(self._soft(margin)), trigger
 
 
-@torch.no_grad()
-def _judged(
-    model: Model,
-    certifier: Certifier,
-    held: Tensor,
-    trigger: PatchTrigger,
-    searched: float,
-    patch: tuple[int, int],
-    valid: Valid,
-    level: float,
-    source: torch.Generator,
-) -> TriggerSearch:
-    """Abstentions on the inputs that were held out."""
-    scattered = Patch(*patch).random_start(held, valid, generator=source)
-    abstained = []
-    for inputs in (held, trigger(held), scattered):
-        proven = certified(certifier, inputs, forward(model, inputs).argmax(1))
-        abstained.append((~proven).cpu().numpy())
-    clean, triggered, random = (clopper_pearson(int(part.sum()), len(held), level) for part in abstained)
-    return TriggerSearch(
-        trigger, clean, triggered, random, paired_difference(abstained[0], abstained[1], level), searched
-    )
+def _rank(found: Rated) -> tuple[float, float]:
+    return found[:2]
+
+
+def _quiet_places(x: Tensor, patch: tuple[int, int], quiet: float) -> Bool[Tensor, "down across"]:
+    """Where a patch covers at most `quiet` of the variance that it covers at the place where images vary most."""
+    varying = Patch(*patch).window_sums(x.double().var(0, unbiased=False).sum(0)[None])[0]
+    allowed = varying <= quiet * varying.max() + 1e-12
+    if not bool(allowed.any()):
+        raise InputError(
+            f"nowhere does a {patch[0]}x{patch[1]} patch hide as little as {quiet:g} of what it hides at worst "
+            f"(the least is {float(varying.min() / varying.max()):.3g}); raise `quiet`, up to 1 for every place"
+        )
+    return allowed
+
+
+def _abstained(model: Model, certifier: Certifier, inputs: Tensor) -> Bool[np.ndarray, " n"]:
+    """Where the predicted label is not proven."""
+    proven = certified(certifier, inputs, forward(model, inputs).argmax(1))
+    return (~proven).cpu().numpy()
