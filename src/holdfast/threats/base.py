@@ -44,6 +44,10 @@ class Threat(ABC):
     def describe(self) -> str:
         """Words for the report: "every value moved by at most 0.1"."""
 
+    def part(self, examples: slice | Tensor) -> Threat:
+        """The threat to some of the examples of a batch; differs from the whole where it holds things of each."""
+        return self
+
     def norm(self, delta: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
         """Size of each perturbation in the threat's own measure; admissible means at most `radius`."""
         raise self._lacks("a norm")

@@ -53,6 +53,12 @@ class WordSwap(Threat):
             else f"up to {self.swaps} words replaced by substitutes"
         )
 
+    def part(self, examples: slice | Tensor) -> WordSwap:
+        """The candidates of some of the sentences (those for all sentences stay)."""
+        if len(self.candidates) == 1:
+            return self
+        return WordSwap(self.swaps, self.candidates[examples], self.allowed[examples])
+
     def norm(self, delta: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
         """Number of positions that changed."""
         return (delta.abs().amax(2) > 0).sum(1).to(delta.dtype)

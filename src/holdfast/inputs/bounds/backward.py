@@ -212,7 +212,7 @@ class Pass:
             return _least(rows, Box(box.lower[self.examples], box.upper[self.examples]))
         x = region.x[self.examples]
         rows = dense(rows).squeeze(2)
-        moved = region.threat.worst(rows, x, region.valid)
+        moved = region.threat.part(self.examples).worst(rows, x, region.valid)
         return (rows.flatten(2) @ x.flatten(1)[..., None]).squeeze(-1) + moved
 
 

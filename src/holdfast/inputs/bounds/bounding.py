@@ -29,6 +29,7 @@ from holdfast.inputs.bounds.backward import refine
 from holdfast.inputs.bounds.forward import Forward, examples_at_once
 from holdfast.inputs.bounds.graph import Graph, capture
 from holdfast.inputs.bounds.interval import Propagation
+from holdfast.inputs.bounds.moves import LARGE
 from holdfast.inputs.bounds.operator import Box
 from holdfast.inputs.bounds.optimize import ITERATIONS, sharpen
 from holdfast.inputs.bounds.output import Wish, conclude, conclude_forward, conclude_optimised, merged
@@ -146,7 +147,7 @@ def propagate(state: Propagation, method: Inside, memory: int, intersect: bool =
 
 def _check_finite(graph: Graph, box: Box) -> None:
     """NaN anywhere in the weights reaches the intervals of the output, where one look finds it."""
-    if not bool(torch.isfinite(box.upper - box.lower).all()):
+    if not bool((box.magnitude < LARGE / 10).all()):  # infinite masks are held as LARGE
         broken = graph.not_finite()
         what = f"{', '.join(broken)} of the model holds NaN or infinity" if broken else "the bounds overflow"
         raise InputError(f"{what}; bounds need finite parameters and activations")

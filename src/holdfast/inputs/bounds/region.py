@@ -52,7 +52,7 @@ class Region:
 
     def part(self, examples: slice | Tensor) -> Region:
         """The region of some of the examples."""
-        return Region(self.x[examples], self.threat, self.valid)
+        return Region(self.x[examples], self.threat.part(examples), self.valid)
 
 
 @dataclass(frozen=True)
