@@ -28,7 +28,7 @@ from holdfast.inputs.bounds.bounding import MEMORY
 from holdfast.inputs.bounds.branch import BranchSearch
 from holdfast.inputs.bounds.interval import Propagation
 from holdfast.inputs.bounds.operator import Box
-from holdfast.inputs.bounds.optimize import Search, Steps, both_ends
+from holdfast.inputs.bounds.optimize import Multipliers, Search, Steps, both_ends
 from holdfast.inputs.bounds.parts import Parts
 from holdfast.inputs.bounds.rounding import Rounding
 from holdfast.inputs.bounds.search import Incumbent, Query, Setting
@@ -36,6 +36,8 @@ from holdfast.inputs.bounds.signs import Signs, clamped
 
 #: Times that the boxes of free neurons are narrowed, and Adam steps each time.
 SWEEPS, NARROW_STEPS = 2, 20
+#: Adam steps for a child at least.
+CHILD_STEPS = 40
 #: Share of the time left that narrowing may take.
 NARROW_SHARE = 0.4
 
@@ -173,9 +175,12 @@ class PatternSearch(BranchSearch):
     def _crown(self) -> None:
         began = time.monotonic()
         state = self.setting.propagation(self.query.lower[None], self.query.upper[None])
-        Signs(state.nodes).propagate(state, self.signs[None], MEMORY)
+        self.signs = below(state, self.signs)
         self._crown_seconds = time.monotonic() - began
-        self._start(state, 0)
+        self._parts = Parts(self.setting, self.query, state)
+        count, device = len(self.query.matrix), self.query.lower.device
+        splits = self.signs.to(device).expand(count, -1).clone()
+        self._bound_anew(splits, torch.arange(count, device=device), None, 0)
 
     def _sharpen(self) -> None:
         """Narrower boxes of the free neurons, when the time allows, and the open disjuncts once more."""
@@ -194,11 +199,40 @@ class PatternSearch(BranchSearch):
             self._parts = Parts(self.setting, self.query, state)
             self._optimise()
 
-    def _start(self, state: Propagation, steps: int) -> None:
-        self._parts = Parts(self.setting, self.query, state)
-        count, device = len(self.query.matrix), self.query.lower.device
-        splits = self.signs.to(device).expand(count, -1).clone()
-        self._bound_anew(splits, torch.arange(count, device=device), None, steps)
+    def _tried(self, taken: dict[str, Tensor]) -> Tensor:
+        """The neuron whose relaxation costs most: what a trial without steps says is misled by multipliers that belong
+        to the pattern's constraints (seen: several times the subproblems)."""
+        return taken["candidates"][:, 0]
+
+    def _bounded(self, splits: Tensor, disjunct: Tensor, start: Multipliers | None, steps: int) -> dict[str, Tensor]:
+        """As below, with steps enough for the multipliers of a pattern."""
+        return super()._bounded(splits, disjunct, start, max(steps, CHILD_STEPS) if steps else 0)
+
+
+def below(state: Propagation, signs: Int8[Tensor, " neurons"]) -> Int8[Tensor, " neurons"]:
+    """Propagate boxes by CROWN, every one cut to its imposed signs before it is used; the signs that cut something.
+
+    A sign that the box implies by itself needs no multiplier and no constraint.
+    """
+    known = Signs(state.nodes)
+    imposed = {position: part.clone() for position, part in known.split(signs[None]).items()}
+    done: set[int] = set()
+    for node in state.nodes:
+        for parent in node.inputs:
+            box = state.boxes[parent]
+            if parent in imposed and parent not in done:
+                done.add(parent)
+                if not state.tight[parent]:
+                    refine(state, parent, (box.lower < 0) & (box.upper > 0), MEMORY)
+                box, part = state.boxes[parent], imposed[parent].reshape(box.lower.shape)
+                implied = ((part > 0) & (box.lower >= 0)) | ((part < 0) & (box.upper <= 0))
+                state.boxes[parent] = clamped(box, part)
+                imposed[parent] = part.masked_fill(implied, 0).flatten(1)
+        for parent, wanted in zip(node.inputs, node.operator.wanted(*(state.boxes[i] for i in node.inputs))):
+            if wanted is not None and not state.tight[parent] and parent not in done:
+                refine(state, parent, wanted, MEMORY)
+        state.advance()
+    return torch.cat([imposed[position] for position in known.positions], 1)[0]
 
 
 def narrowed(setting: Setting, reference: Propagation, signs: Int8[Tensor, " neurons"]) -> Propagation | None:
