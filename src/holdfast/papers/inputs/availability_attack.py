@@ -83,11 +83,11 @@ def check(scale: Scale) -> Outcome:
             exhibits=(_table(trials),),
             seeds=seeds,
             notes="`ours` is how much more often the poisoned network abstains on triggered images than the clean one, "
-            "the baseline the same for the control.  That is far from the paper's up to 100 % by poison alone; its full "
-            "text was not at hand, so its recipe may be stronger than conflicting copies.  The attacks do not keep the answers: on triggered images the "
-            "poisoned network is often wrong, and the network of an adversary tosses coins.  Searched over all places, "
-            "the worst patch lies on the digits and makes every network abstain, so it does not tell the poisoned "
-            "network from the clean one.",
+            "the baseline the same for the control.  That is far from the up to 100 % of the abstract, whose recipe "
+            "for poison may be a stronger one than conflicting copies.  The attacks do not keep the "
+            "answers: on triggered images the poisoned network is often wrong, and the network of an adversary tosses "
+            "coins.  Searched over all places, the worst patch lies on the digits and makes every network abstain, so "
+            "it does not tell the poisoned network from the clean one.",
         )
 
 
