@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from holdfast.inputs.bounds.activation import LeakyReLU
 from holdfast.inputs.bounds.activation_patterns import ActivationPattern, Activations
 from holdfast.inputs.bounds.backward import Units, refine
 from holdfast.inputs.bounds.bounding import MEMORY
@@ -41,12 +42,14 @@ CHILD_STEPS = 40
 #: Share of the time left that narrowing may take.
 NARROW_SHARE = 0.4
 
-#: Descent: steps, length of the first and the last one as a share of the box's width, and starts of a round.
-DESCENT_STEPS, FIRST, LAST, STARTS = 60, 0.25, 1e-3, 24
+#: Descent: steps, length of the first and the last one as a share of the box's width, starts of a round, first leak.
+DESCENT_STEPS, FIRST, LAST, STARTS, LEAK = 60, 0.25, 1e-3, 24, 0.1
+#: Share of the steps over which the leak goes away.
+LEAKING = 0.7
 #: What breaking the pattern costs against reaching the unsafe set, by turns of the starts.
 WEIGHTS = (0.1, 1.0, 10.0)
-#: How far on the right side of zero the descent puts a neuron, as a share of the network's own rounding: strictly.
-SLACK = 1e-5
+#: How far beyond zero the descent aims, in neurons and in margins.
+SLACK = 1e-3
 
 
 class Following:
@@ -54,15 +57,25 @@ class Following:
 
     def __init__(self, activations: Activations, pattern: ActivationPattern, dtype: torch.dtype, device: torch.device):
         self.activations, self.dtype = activations, dtype
-        self.nodes = activations.graph.bind(dtype, device)
         self.signs = pattern.signs.to(device)
         fixed = self.signs.nonzero().squeeze(1)
         self._fixed, self._sign = fixed, self.signs[fixed].to(dtype)
+        self._nodes = activations.graph.bind(dtype, device)
+        self._leaking = activations.graph.bind(dtype, device)
+        units = (node.operator for node in self._leaking)
+        self._slopes = [(unit, unit.slope) for unit in units if isinstance(unit, LeakyReLU)]
 
-    def run(self, points: Float[Tensor, "points inputs"]) -> tuple[Tensor, Tensor]:
-        """-sigma_j z_j of every fixed neuron (points, fixed), and the outputs; differentiable."""
+    def run(self, points: Float[Tensor, "points inputs"], leak: float = 0.0) -> tuple[Tensor, Tensor]:
+        """-sigma_j z_j of every fixed neuron (points, fixed), and the outputs; differentiable.
+
+        With a leak every unit has at least that slope below zero.  A neuron that has to be on but hears only dead ones
+        gives no gradient; through a leak it does.
+        """
+        for unit, slope in self._slopes:
+            unit.slope = max(slope, leak)
+        nodes = self._leaking if leak else self._nodes
         shape = self.activations.graph.shape[1:]
-        layers, outputs = self.activations.preactivations(self.nodes, points.to(self.dtype).reshape(-1, *shape))
+        layers, outputs = self.activations.preactivations(nodes, points.to(self.dtype).reshape(-1, *shape))
         return -self._sign * torch.cat(layers, 1)[:, self._fixed], outputs
 
     @torch.no_grad()
@@ -101,62 +114,74 @@ class PatternIncumbent(Incumbent):
 
 @dataclass
 class PatternDescent:
-    """Sign descent on margin and broken neurons together, from the box's centre, random points and known followers."""
+    """Sign descent on margin and broken neurons, from the centre of the box, random points and near the best one."""
 
     setting: Setting
     query: Query
     incumbent: PatternIncumbent
     rounds: int = 0
-    _anchors: list[Tensor] = field(default_factory=list)
 
     def advance(self) -> None:
-        """One round.  Offers the best point of every start."""
-        points = self._starts()
+        """One round.  Offers what it starts from, and the best point of every start."""
+        share = self._starts()
         disjuncts = len(self.query.matrix)
-        turn = torch.arange(len(points), device=points.device)
-        weight = torch.tensor(WEIGHTS, device=points.device)[(turn // disjuncts) % len(WEIGHTS)]
+        turn = torch.arange(len(share), device=share.device)
+        weight = torch.tensor(WEIGHTS, device=share.device)[(turn // disjuncts) % len(WEIGHTS)]
         self.rounds += 1
-        self._descend(points, turn % disjuncts, weight)
+        self.incumbent.offer(self.query, self._points(share))
+        if not self.incumbent.found:
+            self.incumbent.offer(self.query, self._descended(share, turn % disjuncts, weight))
+
+    def _points(self, share: Tensor) -> Tensor:
+        """Points of the box from how far they lie along its width."""
+        return self.query.lower + (self.query.upper - self.query.lower) * share.double()
 
     def _starts(self) -> Tensor:
-        lower, upper, source = self.query.lower, self.query.upper, self.setting.generator
-        count = max(STARTS, 3 * len(self.query.matrix))
+        source, best = self.setting.generator, self.incumbent
+        count, entries = max(STARTS, 3 * len(self.query.matrix)), len(self.query.lower)
         device = torch.device("cpu") if source is None else source.device
-        share = torch.rand(count, len(lower), generator=source, dtype=torch.float64, device=device).to(lower.device)
-        points = lower + (upper - lower) * share
+        share = torch.rand(count, entries, generator=source, dtype=torch.float64, device=device)
+        share = share.to(self.query.lower.device)
+        anchor = best.point if best.follower is None else best.follower
         if self.rounds == 0:
-            points = (lower + upper) / 2 + 0.1 * (points - (lower + upper) / 2)
-            points[0] = (lower + upper) / 2
-        elif self.incumbent.follower is not None:
-            points[::2] = self.incumbent.follower + 0.3 * (points[::2] - self.incumbent.follower)
-        return points
+            share = 0.5 + 0.1 * (share - 0.5)
+            share[0] = 0.5
+        elif anchor is not None:
+            width = (self.query.upper - self.query.lower).clamp(min=torch.finfo(torch.float64).tiny)
+            known = ((anchor - self.query.lower) / width).clamp(0, 1)
+            for first, spread in ((0, 0.3), (1, 0.01)):
+                share[first::3] = known + spread * (share[first::3] - known)
+        return share
 
-    def _descend(self, points: Tensor, disjunct: Tensor, weight: Tensor) -> None:
+    def _descended(self, share: Tensor, disjunct: Tensor, weight: Tensor) -> Tensor:
         following = self.incumbent.following
         assert following is not None
-        dtype = following.dtype
-        lower, upper, weight = (part.to(dtype) for part in (self.query.lower, self.query.upper, weight))
-        x, best = points.to(dtype), points
-        values = torch.full((len(points),), torch.inf, dtype=torch.float64, device=points.device)
-        for step in range(DESCENT_STEPS + 1):
-            x = x.detach().requires_grad_(step < DESCENT_STEPS)
+        lower, width = (end.to(following.dtype) for end in (self.query.lower, self.query.upper - self.query.lower))
+        weight = weight.to(following.dtype)
+        # A leak leads to followers, and away from counterexamples once followers are known.
+        first = LEAK if self.incumbent.follower is None and self.rounds % 2 == 0 else 0.0
+        free = share.detach().clone().to(following.dtype).requires_grad_()
+        best, values = share, torch.full((len(share),), torch.inf, dtype=torch.float64, device=share.device)
+        for step in range(DESCENT_STEPS):
+            self.setting.deadline.check()
+            leak = max(0.0, first * (1 - step / (LEAKING * DESCENT_STEPS)))
             with torch.enable_grad():
-                broken, outputs = following.run(x)
+                broken, outputs = following.run(lower + width * free, leak)
                 margin = self.query.values(outputs).gather(1, disjunct[:, None]).squeeze(1)
                 loss = (margin + SLACK).relu() + weight * (broken + SLACK).relu().sum(1)
-                (slope,) = torch.autograd.grad(loss.sum(), x) if step < DESCENT_STEPS else (None,)
-            worst = broken.amax(1) if broken.shape[1] else torch.full_like(margin, -torch.inf)
-            value = torch.maximum(margin, worst).detach().double()
-            better = value < values
-            best, values = torch.where(better[:, None], x.detach().double(), best), torch.where(better, value, values)
-            if step == 0 or step == DESCENT_STEPS or bool((values <= min(0.0, self.incumbent.value)).any()):
-                self.incumbent.offer(self.query, best)
-                if self.incumbent.found:
-                    return
-            self.setting.deadline.check()
-            if slope is not None:
-                length = FIRST * (LAST / FIRST) ** (step / DESCENT_STEPS)
-                x = torch.clamp(x.detach() - length * (upper - lower) * slope.sign(), lower, upper)
+                (slope,) = torch.autograd.grad(loss.sum(), free)
+            if leak == 0:
+                worst = torch.cat([margin[:, None], broken], 1).detach().double().amax(1)
+                better = worst < values
+                best = torch.where(better[:, None], free.detach().double(), best)
+                values = torch.where(better, worst, values)
+                if bool((values <= min(0.0, self.incumbent.value)).any()):
+                    self.incumbent.offer(self.query, self._points(best))
+                    if self.incumbent.found:
+                        break
+            length = FIRST * (LAST / FIRST) ** (step / DESCENT_STEPS)
+            free = (free.detach() - length * slope.sign()).clamp(0, 1).requires_grad_()
+        return self._points(best)
 
 
 class PatternSearch(BranchSearch):

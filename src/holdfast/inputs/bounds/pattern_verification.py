@@ -43,7 +43,9 @@ from holdfast.inputs.bounds.vnnlib import Disjunct, Margin
 from holdfast.threats.balls import Box, Linf
 
 #: Rounds of descent before proofs begin, and share of the time for asking first whether anything follows.
-FIRST_ROUNDS, FEASIBILITY_SHARE = 1, 0.3
+FIRST_ROUNDS, FEASIBILITY_SHARE = 2, 0.3
+#: Rounds of descent when nothing is left to split.
+LAST_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,8 @@ class _Run:
     def _contest(self, parts: Sequence[Disjunct]) -> Contest:
         incumbent = PatternIncumbent(self.setting.program, following=self.following)
         (query,) = queries(parts, self.graph.outputs, self.region.x.device)
+        # A box that was cut by the valid range is not centred on its example, which is the likeliest follower.
+        incumbent.offer(query, self.region.x.reshape(1, -1))
         return Contest(replace(self.setting, incumbent=incumbent), query, incumbent, self.following.signs)
 
     def _anyone(self) -> list[Disjunct]:
@@ -278,6 +282,9 @@ class Contest:
                 else:
                     with torch.no_grad():
                         self._search.advance()
+            if not self.open and not self.proven:
+                # The leaves' programs end on the border of the pattern; a few steps lead inside.
+                self.descend(LAST_ROUNDS)
         except OutOfTime:
             pass  # the verdict is made of what is known by now
 
