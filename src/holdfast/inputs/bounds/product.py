@@ -11,8 +11,9 @@ multiplies the looseness of its factor's own enclosure: by default every term ta
 
     |slope of x| * width of x + |slope of y| * width of y
 
-is the smaller.  A sum of products B(x, y) takes the planes of its terms; the ratios may differ from one entry of x to
-another, and are what optimised bounds are free to choose.
+is the smaller; where x keeps its sign (gates, attention weights) both planes take the end of x that is nearer to zero,
+and so have one slope for y.  A sum of products B(x, y) takes the planes of its terms; the ratios may differ from one
+entry of x to another, and are what optimised bounds are free to choose.
 """
 
 from __future__ import annotations
@@ -82,16 +83,16 @@ class Bilinear(Operator):
 
     @torch.no_grad()
     def _ratios(self, x: Box, y: Box) -> tuple[Tensor, Tensor]:
-        """1 or 0 where the plane through the first or the second pair of corners has the smaller cost; boxes with a
-        rows axis.
-        """
+        """The default ratios, all 0 or 1 (see the module's text); boxes with a rows axis."""
         every = torch.ones(1, 1, *self.call.out_shape, dtype=x.lower.dtype, device=x.lower.device)
         width, theirs = x.upper - x.lower, self.left(every, y.upper - y.lower)
         low, high = (self.left(every, end.abs()) * width for end in y)
         below, above = (end.abs() * theirs for end in x)
-        first = (below + low <= above + high).to(width)
-        second = (below + high <= above + low).to(width)
-        return first, second
+        one_sign = (x.lower >= 0) | (x.upper <= 0)
+        nearer = below <= above
+        first = torch.where(one_sign, nearer, below + low <= above + high)
+        second = torch.where(one_sign, nearer, below + high <= above + low)
+        return first.to(width), second.to(width)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ from holdfast.inputs.bounds.operator import Call, Operator
 OPERATORS: tuple[type[Operator], ...] = (
     affine.Reshape,
     affine.Identity,
+    moves.Permutation,
+    moves.Part,
+    moves.Total,
     affine.Move,
     affine.Overwrite,
     affine.Pick,
