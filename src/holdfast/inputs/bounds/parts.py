@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
+from holdfast.inputs.bounds.activation import LeakyReLU
 from holdfast.inputs.bounds.backward import Carried, Pass
 from holdfast.inputs.bounds.interval import Propagation
 from holdfast.inputs.bounds.operator import Box
 from holdfast.inputs.bounds.optimize import Multipliers, Search, minimise
 from holdfast.inputs.bounds.rounding import Rounding
-from holdfast.inputs.bounds.search import Query, Setting
+from holdfast.inputs.bounds.search import Query, Setting, TimedPropagation
 from holdfast.inputs.bounds.signs import Signs, clamped
 
 
@@ -47,19 +48,29 @@ class Parts:
         self.setting, self.query, self.root = setting, query, root
         self.signs = Signs(root.nodes)
         self.output = setting.graph.output
+        #: Whether a part with all signs decided is one linear function.
+        self.piecewise_linear = all(node.operator.affine or isinstance(node.operator, LeakyReLU) for node in root.nodes)
         coarse = [Box(box.lower.float(), box.upper.float()) for box in root.boxes]
         self._boxes = {torch.float64: root.boxes, torch.float32: coarse}
 
-    def state(self, splits: Int8[Tensor, "parts neurons"], dtype: torch.dtype) -> Propagation:
-        """Boxes of every value where the splits hold: the root's, cut by the splits and by what follows from them."""
+    def state(
+        self, splits: Int8[Tensor, "parts neurons"], dtype: torch.dtype, consequences: bool = True
+    ) -> Propagation:
+        """Boxes of every value where the splits hold: the root's, cut by the splits and by what intervals make of that
+        (`consequences`).
+        """
         known = self.signs.split(splits)
         boxes = [Box(*(end.expand(len(splits), *end.shape[1:]) for end in box)) for box in self._boxes[dtype]]
         rounding = self.root.rounding if dtype == torch.float64 else Rounding(False, 0)
         state = Propagation.resume(self.setting.nodes(dtype), self.root.region, rounding, boxes[:1])
+        if not consequences:
+            cut = [clamped(box, known[k]) if k in known else box for k, box in enumerate(boxes)]
+            state = Propagation.resume(self.setting.nodes(dtype), self.root.region, rounding, cut)
+            return TimedPropagation.timed(state, self.setting.deadline)
         for position, box in enumerate(boxes[1:], 1):
             found = state.boxes[state.advance()].intersect(box)
             state.boxes[position] = clamped(found, known[position]) if position in known else found
-        return state
+        return TimedPropagation.timed(state, self.setting.deadline)
 
     def rows(self, disjunct: Int[Tensor, " parts"], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Rows (parts, rows, outputs) and offsets (parts, rows) of the disjuncts."""
@@ -69,7 +80,7 @@ class Parts:
         self, splits: Tensor, disjunct: Tensor, start: Multipliers | None, iterations: int
     ) -> tuple[Float[Tensor, " parts"], Multipliers]:
         """Best bounds found in float32, not proven, and the multipliers that give them."""
-        state = self.state(splits, torch.float32)
+        state = self.state(splits, torch.float32, consequences=iterations > 0)
         rows, offset = self.rows(disjunct, torch.float32)
         enough = offset + self.setting.incumbent.threshold
         enough = enough + 1e-6 * enough.abs() + 1e-6

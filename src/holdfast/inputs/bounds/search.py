@@ -67,6 +67,17 @@ class TimedPropagation(Propagation):
         super().__init__(nodes, Region(lower, Linf(1.0)), rounding)
         self.boxes[0] = Box(lower.unsqueeze(1), upper.unsqueeze(1))
 
+    @classmethod
+    def timed(cls, state: Propagation, deadline: Deadline) -> TimedPropagation:
+        """The same boxes under a clock."""
+        watched = cls.resume(state.nodes, state.region, state.rounding, state.boxes)
+        assert isinstance(watched, cls)
+        watched.deadline = deadline
+        return watched
+
+    def detached(self, nearest: bool = False) -> TimedPropagation:
+        return self.timed(super().detached(nearest), self.deadline)
+
     def relaxation(self, position: int) -> Relaxation:
         self.deadline.check()
         return super().relaxation(position)

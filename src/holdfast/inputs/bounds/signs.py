@@ -19,6 +19,9 @@ from holdfast.inputs.bounds.graph import Bound
 from holdfast.inputs.bounds.interval import Propagation
 from holdfast.inputs.bounds.operator import Box
 
+#: What a positive row pays beside a negative one: the lower line has its slope optimised.
+LOWER_LINE = 0.2
+
 
 class Signs:
     """Reads signs from boxes and imposes them, for the network made of `nodes`."""
@@ -58,8 +61,8 @@ class Signs:
     ) -> Float[Tensor, "subproblems neurons"]:
         """What the relaxation of every undecided neuron costs rows (subproblems, rows, *event) that arrive at it.
 
-        The height of its triangle times the row; a positive row pays for the lower line, whose slope can be chosen, and
-        is charged half.  Zero where a neuron is decided and only there.
+        The height of its triangle times the row; a positive row pays for the lower line, whose slope is chosen, and is
+        charged `LOWER_LINE` of it.  Zero where a neuron is decided and only there.
         """
         losses = {position: torch.zeros_like(state.boxes[position].lower.flatten(1)) for position in self.positions}
         for place, node in enumerate(state.nodes, 1):
@@ -69,7 +72,7 @@ class Signs:
             tiny = torch.finfo(lower.dtype).tiny
             height = -lower * upper / (upper - lower).clamp(min=tiny)
             rows = recorded[place].flatten(2)
-            size = (weights[..., None] * torch.where(rows < 0, -rows, rows / 2)).sum(1)
+            size = (weights[..., None] * torch.where(rows < 0, -rows, LOWER_LINE * rows)).sum(1)
             loss = torch.where((lower < 0) & (upper > 0), (size * height).clamp(min=tiny), 0.0)
             losses[node.inputs[0]] = losses[node.inputs[0]] + loss
         return torch.cat(list(losses.values()), 1) if losses else torch.zeros(len(state.boxes[0].lower), 0)
