@@ -8,6 +8,7 @@ without.  (d) Whether two classes share a follower anywhere among all images.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -350,13 +351,17 @@ def _mean_radius(radii: list[VerifiedRadius]) -> Estimate | None:
     return Estimate.exact(float(np.mean([radius.eps for radius in radii])), len(radii)) if radii else None
 
 
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
 def _instances(tried: list[Tried]) -> Table:
     rows: list[tuple[Cell, ...]] = [
         (
             part.subject.name,
             part.instance.label,
             part.verdict.status,
-            part.verdict.lower,
+            _finite(part.verdict.lower),
             part.verdict.subproblems,
             getattr(part.verdict, "witness", None) is not None,
         )
@@ -368,7 +373,8 @@ def _instances(tried: list[Tried]) -> Table:
 
 def _radius_table(radii: list[tuple[Subject, VerifiedRadius, VerifiedRadius]]) -> Table:
     rows: list[tuple[Cell, ...]] = [
-        (subject.name, a.eps, a.refuted, p.eps, p.refuted, a.eps / p.eps if p.eps else None) for subject, a, p in radii
+        (subject.name, a.eps, _finite(a.refuted), p.eps, _finite(p.refuted), a.eps / p.eps if p.eps else None)
+        for subject, a, p in radii
     ]
     columns = ("network", "with pattern", "refuted at", "without", "refuted at", "ratio")
     return Table("Largest verified radius", columns, tuple(rows))
