@@ -49,7 +49,7 @@ def check(name: str, methods: tuple[Method, ...], chosen: tuple[str, ...], sampl
         region = Region(x, threat, None if kind == "words" else valid)
         for method in methods:
             with torch.no_grad():
-                found = bounds(graph, region, method=method, rounding="outward")
+                found = bounds(graph, region, method=method, rounding="outward", iterations=3)
             assert bool(torch.isfinite(found.width).all())
             assert excess(graph.model, region, found, samples=samples, steps=steps) <= 0, (name, kind, method)
 
