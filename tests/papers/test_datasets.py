@@ -1,6 +1,7 @@
 """Data sets are found where they are, refused clearly where they are not, and read as their makers wrote them."""
 
 import gzip
+import json
 import struct
 
 import numpy as np
@@ -86,3 +87,32 @@ def test_every_shared_table_reads(name):
     features, names = table.features()
     assert features.shape == (len(table), len(names))
     assert table.labels()[0].shape == (len(table),)
+
+
+def test_word_problems_are_read_without_the_calculators_marks(tmp_path, monkeypatch):
+    folder = tmp_path / "code-and-math-text"
+    folder.mkdir()
+    record = {"question": "How many?", "answer": "2*3 = <<2*3=6>>6 clips.\n6-1 = <<6-1=5>>5 stay.\n#### 5"}
+    (folder / "gsm8k_test.jsonl.gz").write_bytes(gzip.compress((json.dumps(record) + "\n").encode() * 3))
+    monkeypatch.setenv(datasets.VARIABLE, str(tmp_path))
+    problems = datasets.gsm8k("test", limit=2)
+    assert len(problems) == 2
+    assert problems[0].steps == ("2*3 = 6 clips.", "6-1 = 5 stay.")
+    assert problems[0].result == "5"
+    with pytest.raises(MissingData):
+        datasets.human_eval()
+
+
+def test_the_description_of_a_task_leaves_out_its_examples():
+    prompt = 'def helper(x):\n    """No."""\n\ndef twice(x):\n    """ Give\n    2x.\n    >>> twice(2)\n    4\n    """\n'
+    assert datasets.CodeTask("t", prompt, "", "", "twice").description == "Give 2x."
+
+
+@needs_data
+def test_texts_have_their_published_sizes():
+    assert len(datasets.gsm8k("train")) == 7473
+    assert len(datasets.gsm8k("test")) == 1319
+    assert all(problem.steps and problem.result for problem in datasets.gsm8k("train"))
+    tasks = datasets.human_eval()
+    assert len(tasks) == 164
+    assert all(task.description for task in tasks)

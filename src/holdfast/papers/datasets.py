@@ -2,17 +2,22 @@
 
 The folder is named by the environment variable HOLDFAST_DATA, or lies at `../shared/data` beside the repository or the
 working directory.  Images come as float32 in [0, 1] of shape (n, channels, height, width), labels as int64 of shape
-(n,).  Rows keep the order of the source, so `limit` always names the same examples.  Every reader raises MissingData,
-saying what to set, when the folder or the file is not there; `digits`, bundled with scikit-learn, is always there.
+(n,); texts as small records.  Rows keep the order of the source, so `limit` always names the same examples.  Every
+reader raises MissingData, saying what to set, when the folder or the file is not there; `digits`, bundled with
+scikit-learn, is always there.
 """
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -165,6 +170,60 @@ class Table:
         return index.astype(np.int64), tuple(names)
 
 
+@dataclass(frozen=True)
+class MathProblem:
+    """A word problem; `solution` has one reasoning step a line with the calculator's marks <<...>> taken out, and
+    `result` is the final number as it is written.
+    """
+
+    question: str
+    solution: str
+    result: str
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The reasoning steps, one sentence or equation each."""
+        return tuple(line for line in self.solution.split("\n") if line.strip())
+
+
+@dataclass(frozen=True)
+class CodeTask:
+    """A function to be written: `prompt` ends with its docstring, `solution` is a body that passes `test`."""
+
+    name: str
+    prompt: str
+    solution: str
+    test: str
+    entry_point: str
+
+    @property
+    def description(self) -> str:
+        """The words of the docstring, without the examples that may follow them."""
+        function = self.prompt[self.prompt.rfind(f"def {self.entry_point}(") :].replace("'''", '"""')
+        examples = rf'"""|>>>|\n\s*(?:for )?examples?\b|{self.entry_point}\('
+        text = re.split(examples, function.partition('"""')[2], maxsplit=1, flags=re.IGNORECASE)[0]
+        return " ".join(text.split())
+
+
+def gsm8k(split: Split, limit: int | None = None) -> tuple[MathProblem, ...]:
+    """GSM8K: 7 473 training or 1 319 test word problems of primary-school arithmetic with worked solutions."""
+    if split not in ("train", "test"):
+        raise InputError(f"the split must be 'train' or 'test', got {split!r}")
+    problems = []
+    for record in _json_lines(f"code-and-math-text/gsm8k_{split}.jsonl.gz", limit):
+        solution, _, result = str(record["answer"]).partition("\n#### ")
+        problems.append(MathProblem(record["question"], re.sub(r"<<.*?>>", "", solution), result.strip()))
+    return tuple(problems)
+
+
+def human_eval(limit: int | None = None) -> tuple[CodeTask, ...]:
+    """HumanEval: 164 Python functions to be written from a signature and a docstring."""
+    return tuple(
+        CodeTask(r["task_id"], r["prompt"], r["canonical_solution"], r["test"], r["entry_point"])
+        for r in _json_lines("code-and-math-text/HumanEval.jsonl.gz", limit)
+    )
+
+
 def tables() -> tuple[str, ...]:
     """Names that `table` knows."""
     return tuple(sorted(_TABLE_TARGETS))
@@ -200,6 +259,11 @@ def _idx_pair(folder: str, split: Split, limit: int | None) -> tuple[Images, Lab
     x = read_idx(data_path(f"{folder}/{prefix}-images-idx3-ubyte.gz"))
     y = read_idx(data_path(f"{folder}/{prefix}-labels-idx1-ubyte.gz"))
     return _pixels(x[:, None], limit), _labels(y, limit)
+
+
+def _json_lines(relative: str, limit: int | None) -> list[dict[str, Any]]:
+    with gzip.open(data_path(relative), "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in islice(lines, limit)]
 
 
 def _npz(relative: str) -> dict[str, np.ndarray]:
