@@ -7,7 +7,10 @@ from torch import nn
 
 from holdfast.core.errors import InputError
 from holdfast.core.seeds import torch_generator
-from holdfast.noise.matching import AmortizedResidual, fit
+from holdfast.noise.denoiser import VPPrecond
+from holdfast.noise.matching import AmortizedResidual, DenoisingScoreMatching, fit
+from holdfast.noise.networks import MLPDenoiser
+from holdfast.noise.schedule import VP
 
 
 class Line(nn.Module):
@@ -80,3 +83,60 @@ def test_divergence_and_bad_settings_are_loud():
     for first, last in ((0.1, 0.5), (1.0, 1e-9)):
         with pytest.raises(InputError, match="sigma"):
             AmortizedResidual(first, last)
+
+
+class LineDenoiser(Line):
+    """D(x; σ) = slope x + shift, told σ and a condition it ignores."""
+
+    def forward(self, x, sigma, *, condition=None):
+        assert sigma.shape == (len(x),)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("weighting", ["epsilon", "edm"])
+def test_denoising_is_least_at_the_posterior_mean(weighting):
+    path, t = VP(), 0.3
+    sigma = path.sigma(torch.tensor([t])).item()
+    data = 0.5 * torch.randn(200_000, 1, generator=torch_generator(10))
+    loss = DenoisingScoreMatching(path, weighting, times=(t - 1e-6, t))
+    values, model = [], LineDenoiser()
+    best = 0.25 / (0.25 + sigma**2)
+    for slope in (best - 0.05, best, best + 0.05):
+        model.slope.data.fill_(slope)
+        values.append(loss(model, data, generator=torch_generator(11)).mean().item())
+    assert np.argmin(values) == 1
+    weight = 1 / sigma**2 if weighting == "epsilon" else (sigma**2 + 0.25) / (0.5 * sigma) ** 2
+    assert values[1] == pytest.approx(weight * 0.25 * sigma**2 / (0.25 + sigma**2), rel=0.02)
+
+
+def test_a_network_learns_the_score_of_a_gaussian_at_every_level():
+    data = 0.3 + 0.2 * torch.randn(4000, 2, generator=torch_generator(12))
+    model = VPPrecond(MLPDenoiser(2, width=48, depth=2, generator=torch_generator(13)))
+    fit(model, DenoisingScoreMatching(VP()), data, steps=600, batch=256, lr=3e-3, generator=torch_generator(14))
+    x = torch.tensor([[0.1, 0.5], [0.3, 0.3], [0.5, 0.2]])
+    for t in (0.05, 0.3):
+        sigma = VP().sigma(torch.full((3,), t))
+        gain = (0.04 / (0.04 + sigma**2))[:, None]
+        with torch.no_grad():
+            wrong = (model(x, sigma) - 0.3 - gain * (x - 0.3)) / sigma[:, None]  # in units of the noise
+        assert wrong.abs().max() < 0.1
+
+
+def test_conditions_go_with_their_examples():
+    class Check(nn.Module):
+        def forward(self, model, x, *, condition, progress=1.0, generator=None):
+            assert torch.equal(x, condition)
+            return (model.slope * x).square().mean(1)
+
+    data = torch.arange(20.0)[:, None]
+    fit(Line(), Check(), data, condition=data.clone(), steps=5, generator=torch_generator(15))
+    with pytest.raises(InputError, match="condition"):
+        fit(Line(), Check(), data, condition=data[:3], steps=5)
+
+
+def test_bad_denoising_settings_are_loud():
+    with pytest.raises(InputError, match="weighting"):
+        DenoisingScoreMatching(VP(), "best")
+    for times in ((0.0, 1.0), (0.5, 0.2), (0.5, 1.1)):
+        with pytest.raises(InputError, match="times"):
+            DenoisingScoreMatching(VP(), times=times)
