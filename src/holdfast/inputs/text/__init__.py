@@ -7,17 +7,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holdfast.inputs.text.bm25 import BM25, BM25Retriever, Hit
+    from holdfast.inputs.text.edits import EDITS, WordSubstitution, edit_text
+    from holdfast.inputs.text.greedy import GreedyTextAttack, TextAttackRun
+    from holdfast.inputs.text.slips import typos
     from holdfast.inputs.text.tokens import Vocabulary, pieces, sentences, words
 
-__all__ = ["BM25", "BM25Retriever", "Hit", "Vocabulary", "pieces", "sentences", "words"]
+__all__ = [
+    "BM25",
+    "EDITS",
+    "BM25Retriever",
+    "GreedyTextAttack",
+    "Hit",
+    "TextAttackRun",
+    "Vocabulary",
+    "WordSubstitution",
+    "edit_text",
+    "pieces",
+    "sentences",
+    "typos",
+    "words",
+]
 
 _HOMES = {
     "BM25": "holdfast.inputs.text.bm25",
+    "EDITS": "holdfast.inputs.text.edits",
     "BM25Retriever": "holdfast.inputs.text.bm25",
+    "GreedyTextAttack": "holdfast.inputs.text.greedy",
     "Hit": "holdfast.inputs.text.bm25",
+    "TextAttackRun": "holdfast.inputs.text.greedy",
     "Vocabulary": "holdfast.inputs.text.tokens",
+    "WordSubstitution": "holdfast.inputs.text.edits",
+    "edit_text": "holdfast.inputs.text.edits",
     "pieces": "holdfast.inputs.text.tokens",
     "sentences": "holdfast.inputs.text.tokens",
+    "typos": "holdfast.inputs.text.slips",
     "words": "holdfast.inputs.text.tokens",
 }
 
