@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from holdfast.inputs.text.bm25 import BM25, BM25Retriever, Hit
     from holdfast.inputs.text.edits import EDITS, WordSubstitution, edit_text
+    from holdfast.inputs.text.feature_selection import LanguageModelFeatureSelector
     from holdfast.inputs.text.greedy import GreedyTextAttack, TextAttackRun
+    from holdfast.inputs.text.mcqa import MCQItem, MCQModel, MCQPrompt, MCQReport
     from holdfast.inputs.text.slips import typos
     from holdfast.inputs.text.tokens import Vocabulary, pieces, sentences, words
 
@@ -18,6 +20,11 @@ __all__ = [
     "BM25Retriever",
     "GreedyTextAttack",
     "Hit",
+    "LanguageModelFeatureSelector",
+    "MCQItem",
+    "MCQModel",
+    "MCQPrompt",
+    "MCQReport",
     "TextAttackRun",
     "Vocabulary",
     "WordSubstitution",
@@ -30,10 +37,15 @@ __all__ = [
 
 _HOMES = {
     "BM25": "holdfast.inputs.text.bm25",
-    "EDITS": "holdfast.inputs.text.edits",
     "BM25Retriever": "holdfast.inputs.text.bm25",
+    "EDITS": "holdfast.inputs.text.edits",
     "GreedyTextAttack": "holdfast.inputs.text.greedy",
     "Hit": "holdfast.inputs.text.bm25",
+    "LanguageModelFeatureSelector": "holdfast.inputs.text.feature_selection",
+    "MCQItem": "holdfast.inputs.text.mcqa",
+    "MCQModel": "holdfast.inputs.text.mcqa",
+    "MCQPrompt": "holdfast.inputs.text.mcqa",
+    "MCQReport": "holdfast.inputs.text.mcqa",
     "TextAttackRun": "holdfast.inputs.text.greedy",
     "Vocabulary": "holdfast.inputs.text.tokens",
     "WordSubstitution": "holdfast.inputs.text.edits",
