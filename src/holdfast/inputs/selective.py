@@ -12,8 +12,10 @@ El-Yaniv and Wiener, 2010; Geifman and El-Yaniv, 2017; Xia and Bouganis, 2022 (S
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +24,32 @@ from numpy.typing import ArrayLike
 from holdfast.core.errors import InputError
 from holdfast.core.estimate import Estimate
 from holdfast.core.seeds import numpy_generator
+
+if TYPE_CHECKING:
+    from holdfast.inputs.cascades import TPR, CoverageAtRisk, RiskAtCoverage, WindowCascade, cost_curve
+
+__all__ = [
+    "TPR",
+    "CoverageAtRisk",
+    "RiskAtCoverage",
+    "RiskCoverage",
+    "WindowCascade",
+    "aurc",
+    "cost_curve",
+    "coverage_at_risk",
+    "risk_at_coverage",
+    "risk_coverage",
+    "scod_risk_coverage",
+]
+
+#: Cascades are built on the curves below and found here as well.
+_OF_CASCADES = ("TPR", "CoverageAtRisk", "RiskAtCoverage", "WindowCascade", "cost_curve")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_CASCADES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("holdfast.inputs.cascades"), name)
 
 
 @dataclass(frozen=True)
