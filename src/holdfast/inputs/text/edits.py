@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -179,6 +179,16 @@ def synonyms(table: Mapping[str, Sequence[str]]) -> Options:
     return options
 
 
+def except_words(options: Options, spared: Collection[str]) -> Options:
+    """The same options, none for the spared words (lower case), such as stop words, and for numbers."""
+    return lambda word: [] if word.lower() in spared or word[0].isdigit() else options(word)
+
+
+def in_front(added: Sequence[str]) -> Options:
+    """Insertion as a replacement: any of the words may be put in front of a word."""
+    return lambda word: [f"{other} {word}" for other in added]
+
+
 #: Edits that leave the meaning of a text as it is for a reader, at their usual strength.
 EDITS: dict[str, Edit] = {
     "letters swapped": partial(replace_words, options=swapped),
@@ -225,6 +235,11 @@ class WordSubstitution:
     def options(self, word: str) -> list[str]:
         """What may stand in place of a word, each once, never the word itself."""
         return [other for other in dict.fromkeys(self.candidates(word)) if other != word]
+
+    def random_text(self, text: str, generator: np.random.Generator) -> str:
+        """The text with as many words replaced as may be, words and replacements drawn at random."""
+        tokens = pieces(text)
+        return "".join(replace_words(tokens, generator, options=self.options, count=self.allowance(tokens)))
 
     def contains(self, edited: Sequence[str], original: Sequence[str]) -> bool:
         """Whether `edited` is one of the texts that may be made of `original`, piece for piece."""

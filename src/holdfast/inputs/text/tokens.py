@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from jaxtyping import Int
@@ -44,6 +45,11 @@ def is_word(piece: str) -> bool:
 def sentences(text: str) -> list[str]:
     """The sentences of a text, stripped: they end at . ! ? before a space, or at the end of a line."""
     return [stripped for part in _SENTENCES.findall(text) if (stripped := part.strip())]
+
+
+def remembered(tokenise: Tokenise = words, most: int = 50_000) -> Tokenise:
+    """The same function with a memory of its last `most` texts; whoever asks must not change the list it gets."""
+    return lru_cache(most)(tokenise)
 
 
 @dataclass(frozen=True)
