@@ -158,7 +158,7 @@ def test_rows_sorted_by_phase_add_up(corners, stride):
     parts = []
     for corner in corners:
         squares = [-(-(size + begin) // stride) for size, begin in zip((7, 8), corner)]
-        values = torch.randn(2, 3, 2 * stride**2, *squares, dtype=torch.float64, generator=generator)
+        values = torch.randn(2, 3, *squares, 2 * stride**2, dtype=torch.float64, generator=generator)
         parts.append(patches.Phases(values, stride, corner, (7, 8)))
     whole = parts[0].dense() + parts[1].dense()
     torch.testing.assert_close(dense(added(*parts)), whole)

@@ -24,6 +24,7 @@ class LeakyReLU(Operator):
 
     targets = (aten.leaky_relu.default, aten.relu.default)
     diagonal = True
+    by_sign = True
     freedoms = 1
 
     def __init__(self, call: Call) -> None:

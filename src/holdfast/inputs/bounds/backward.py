@@ -137,7 +137,7 @@ class Pass:
         if not node.operator.affine and not self.through:
             self._charge(position, rows)
             box = self.state.boxes[position]
-            self.bias = self.bias + _least(rows, Box(box.lower[self.examples], box.upper[self.examples]))
+            self.bias = self.bias + least(rows, Box(box.lower[self.examples], box.upper[self.examples]))
             return
         if self.choices is not None and node.operator.freedoms:
             parts, bias = self._pull_chosen(position, rows)
@@ -209,7 +209,7 @@ class Pass:
         region = self.state.region
         if self.state.separable:
             box = self.state.boxes[0]
-            return _least(rows, Box(box.lower[self.examples], box.upper[self.examples]))
+            return least(rows, Box(box.lower[self.examples], box.upper[self.examples]))
         x = region.x[self.examples]
         rows = dense(rows).squeeze(2)
         moved = region.threat.part(self.examples).worst(rows, x, region.valid)
@@ -220,7 +220,7 @@ def _values(rows: Rows) -> Tensor:
     return rows if isinstance(rows, Tensor) else rows.values
 
 
-def _least(rows: Rows, box: Box) -> Tensor:
+def least(rows: Rows, box: Box) -> Tensor:
     """min over the box of rows . value, (examples, rows)."""
     return inner(rows, (box.upper + box.lower) / 2) - spread(rows, (box.upper - box.lower) / 2)
 
@@ -229,13 +229,19 @@ Units = Callable[[slice, Tensor], Box]
 
 
 def refine(
-    state: Propagation, position: int, wanted: Tensor, memory: int, intersect: bool = True, bound: Units | None = None
+    state: Propagation,
+    position: int,
+    wanted: Tensor,
+    memory: int,
+    intersect: bool = True,
+    bound: Units | None = None,
+    passes: type[Pass] = Pass,
 ) -> None:
     """Improve the box at `position` where `wanted`, by backward passes that hold at most about `memory` bytes.
 
     An entry that is not wanted keeps its interval, which is sound as well.  `bound` gives bounds of the entries at flat
     positions (examples, rows) of some examples, and is taken to keep what differentiation needs; the default is one
-    pass.
+    pass of the kind `passes`.
     """
     box = state.boxes[position]
     flat = wanted.flatten(1)
@@ -245,7 +251,9 @@ def refine(
     new_lower, new_upper = lower, upper
     limit = rows_at_once(state, position, memory, differentiated=bound is not None)
     for examples, index in _blocks(flat, limit):
-        fresh = _by_default(state, position, examples, index) if bound is None else bound(examples, index)
+        fresh = (
+            _by_pass(passes(state, examples, both=True), position, index) if bound is None else bound(examples, index)
+        )
         old = Box(lower[examples].gather(1, index), upper[examples].gather(1, index))
         fresh = fresh.intersect(old) if intersect else fresh
         # Entries that only pad a block stay as they were: no example's bounds depend on its neighbours in the batch.
@@ -257,8 +265,8 @@ def refine(
     state.boxes[position] = Box(new_lower.reshape(box.lower.shape), new_upper.reshape(box.upper.shape))
 
 
-def _by_default(state: Propagation, position: int, examples: slice, index: Tensor) -> Box:
-    carried = Pass(state, examples, both=True).run_units(position, index)
+def _by_pass(one: Pass, position: int, index: Tensor) -> Box:
+    carried = one.run_units(position, index)
     assert carried.upper is not None
     return Box(carried.lower, carried.upper)
 

@@ -25,7 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from holdfast.core.errors import InputError
-from holdfast.inputs.bounds.backward import refine
+from holdfast.inputs.bounds.backward import Pass, refine
+from holdfast.inputs.bounds.deciding import DecidingPass
 from holdfast.inputs.bounds.forward import Forward, examples_at_once
 from holdfast.inputs.bounds.graph import Graph, capture
 from holdfast.inputs.bounds.interval import Propagation
@@ -137,12 +138,20 @@ def propagate(state: Propagation, method: Inside, memory: int, intersect: bool =
                 continue
             if method == "crown":
                 # Not again what another user of the value wanted.
-                refine(state, parent, wanted & ~refined.get(parent, torch.zeros_like(wanted)), memory, intersect)
+                fresh = wanted & ~refined.get(parent, torch.zeros_like(wanted))
+                refine(state, parent, fresh, memory, intersect, passes=_passes(state, parent))
                 refined[parent] = wanted | refined.get(parent, wanted)
             elif not state.separable and state.affine(parent):
                 # The first affine layer of a ball: its exact reach (dual norm) instead of its enclosing box.
                 refine(state, parent, torch.ones_like(wanted), memory)
         state.advance()
+
+
+def _passes(state: Propagation, position: int) -> type[Pass]:
+    """The kind of pass for a value: one that stops at signs where no user asks for more, outside of differentiation."""
+    users = (node.operator for node in state.nodes if position in node.inputs)
+    signs_only = all(operator.affine or operator.by_sign for operator in users)
+    return DecidingPass if signs_only and not torch.is_grad_enabled() else Pass
 
 
 def _check_finite(graph: Graph, box: Box) -> None:

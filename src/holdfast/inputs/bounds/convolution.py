@@ -72,14 +72,14 @@ class Convolution(Signed):
         return self.call.target(images, weight, bias, *self.geometry).reshape(len(x), *self.call.out_shape)
 
     def adjoint(self, rows: Tensor) -> tuple[Rows, ...]:
-        stride, padding, dilation, groups = self._explicit()
+        stride, padding, *_ = self._explicit()
         if padding is None:
             return super().adjoint(rows)
         inner = self.call.in_shapes[0]
         images = rows.reshape(-1, *self.call.out_shape[-self.axes - 1 :])
-        square = self.axes == 2 and len(inner) == 4 and stride[0] == stride[1] > 1 and dilation == [1, 1]
-        if square and groups == 1 and images.dtype == torch.float32:
-            phases = F.conv2d(images, self._by_phase(stride[0]), padding=self._reach(stride[0]))
+        if len(inner) == 4 and self._has_phases and images.dtype == torch.float32:
+            images = images.contiguous(memory_format=torch.channels_last)
+            phases = F.conv2d(images, self._by_phase(stride[0]), padding=self._reach(stride[0])).permute(0, 2, 3, 1)
             values = phases.reshape(*rows.shape[:2], *phases.shape[1:])
             return (Phases(values, stride[0], (padding[0], padding[1]), (inner[-2], inner[-1])),)
         pulled = self._transposed(images, tuple(inner[-self.axes :]), padding)
@@ -91,8 +91,18 @@ class Convolution(Signed):
             return None
         values, kernel = patches.values, self.weight.shape[2:]
         grown = tuple((patches.window[i] - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1))
-        pulled = self._transposed(values.flatten(0, 1), grown, [0, 0])
+        if self._has_phases and values.dtype == torch.float32:
+            phases = F.conv2d(values.flatten(0, 1), self._by_phase(stride[0]), padding=self._reach(stride[0]))
+            pulled = F.pixel_shuffle(phases, stride[0])[..., : grown[0], : grown[1]]
+        else:
+            pulled = self._transposed(values.flatten(0, 1), grown, [0, 0])
         return (self._moved(patches.top, patches.left, pulled.reshape(*values.shape[:2], *pulled.shape[1:])),)
+
+    @property
+    def _has_phases(self) -> bool:
+        """Whether the adjoint is a plain convolution but for the order of pixels."""
+        stride, _, dilation, groups = self._explicit()
+        return self.axes == 2 and groups == 1 and stride[0] == stride[1] > 1 and dilation == [1, 1]
 
     def _reach(self, stride: int) -> list[int]:
         """How many further squares of side `stride` the kernel touches along each axis."""

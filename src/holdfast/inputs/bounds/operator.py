@@ -151,6 +151,8 @@ class Operator(ABC):
     affine: ClassVar[bool] = False
     #: Every output entry depends on at most one input entry and no input entry is used twice.
     diagonal: ClassVar[bool] = False
+    #: Its relaxation depends on bounds of an input only where they have zero between them.
+    by_sign: ClassVar[bool] = False
     #: How many numbers in [0, 1] the relaxation may choose for every output entry and row (see the module's text).
     freedoms: ClassVar[int] = 0
 

@@ -82,18 +82,15 @@ class Patches:
 
     def dense(self) -> Tensor:
         """The same as ordinary rows, (examples, rows, 1, channels, *plane)."""
-        left, right, above, below = self._margins()
-        (height, width), (rows, columns) = self.plane, self.window
-        full = (height + above + below, width + left + right)
-        down = (self.top + above)[..., None] + torch.arange(rows, device=self.top.device)
-        across = (self.left + left)[..., None] + torch.arange(columns, device=self.top.device)
-        place = (down[..., :, None] * full[1] + across[..., None, :]).flatten(2)[:, :, None]
-        flat = torch.zeros(
-            *self.values.shape[:3], full[0] * full[1], dtype=self.values.dtype, device=self.values.device
+        # Every pixel takes its entry of the window, or the zero put behind the last one: faster than placing entries.
+        down, across = (
+            _offsets(corner, size, extent)
+            for corner, size, extent in zip((self.top, self.left), self.window, self.plane)
         )
-        flat = flat.scatter(3, place.expand(-1, -1, self.values.shape[2], -1), self.values.flatten(3))
-        whole = flat.reshape(*self.values.shape[:3], *full)
-        return whole[..., above : above + height, left : left + width].unsqueeze(2)
+        padded = F.pad(self.values.flatten(0, 1), (0, 1, 0, 1))
+        index = (down[:, :, None] * padded.shape[-1] + across[:, None, :]).flatten(1)[:, None]
+        whole = padded.flatten(2).gather(2, index.expand(-1, padded.shape[1], -1))
+        return whole.reshape(*self.values.shape[:3], *self.plane).unsqueeze(2)
 
     def plus(self, other: Patches) -> Patches | None:
         """Rows of two users of one value added up, or None when their windows do not move together."""
@@ -115,10 +112,11 @@ class Phases:
     """Rows on an image, sorted by the place of each pixel within squares of side `stride`.
 
     That is how a strided convolution's adjoint comes out when it is computed as one plain convolution; sorting the
-    image that the rows are applied to is far cheaper than sorting the rows back.
+    image that the rows are applied to is far cheaper than sorting the rows back.  Channels come last, as the
+    convolution's kernel likes them.
     """
 
-    values: Tensor  # (examples, rows, channels * stride^2, height, width)
+    values: Tensor  # (examples, rows, height, width, channels * stride^2)
     stride: int
     corner: tuple[int, int]  # pixels above and left of the image that the squares cover too
     plane: tuple[int, int]
@@ -130,9 +128,9 @@ class Phases:
     def seen(self, value: Tensor) -> Tensor:
         """`value`, (examples, channels, *plane), sorted the same way, zero beyond its edge; broadcasts to `values`."""
         (top, left), (height, width) = self.corner, self.plane
-        rows, columns = (size * self.stride for size in self.values.shape[-2:])
+        rows, columns = (size * self.stride for size in self.values.shape[2:4])
         padded = F.pad(value, (left, columns - left - width, top, rows - top - height))
-        return F.pixel_unshuffle(padded, self.stride)[:, None]
+        return F.pixel_unshuffle(padded, self.stride).permute(0, 2, 3, 1)[:, None]
 
     def inner(self, value: Tensor) -> Tensor:
         """row . value for every row, (examples, rows)."""
@@ -144,27 +142,33 @@ class Phases:
         if self.stride != other.stride or min(corner) < 0:
             return None
         stride, shape = self.stride, self.values.shape
-        height, width = (-(-(corner[i] + stride - 1) // stride) + other.values.shape[3 + i] for i in (0, 1))
-        below, beside = max(0, height - shape[3]), max(0, width - shape[4])
-        whole = F.pad(self.values, (0, beside, 0, below)) if below or beside else self.values.clone()
-        phases = whole.unflatten(2, (-1, stride, stride))
-        added = other.values.unflatten(2, (-1, stride, stride))
+        height, width = (-(-(corner[i] + stride - 1) // stride) + other.values.shape[2 + i] for i in (0, 1))
+        below, beside = max(0, height - shape[2]), max(0, width - shape[3])
+        whole = F.pad(self.values, (0, 0, 0, beside, 0, below)) if below or beside else self.values.clone()
+        phases = whole.unflatten(4, (-1, stride, stride))
+        added = other.values.unflatten(4, (-1, stride, stride))
         # Pixel i lies in square (i + corner) // stride, so a further corner moves it to another phase and square.
         for above in range(stride):
             down, row = divmod(above + corner[0], stride)
             for left in range(stride):
                 right, column = divmod(left + corner[1], stride)
-                part = phases[:, :, :, row, column, down : down + added.shape[5], right : right + added.shape[6]]
-                part += added[:, :, :, above, left]
+                part = phases[:, :, down : down + added.shape[2], right : right + added.shape[3], :, row, column]
+                part += added[..., above, left]
         return replace(self, values=whole)
 
     def dense(self) -> Tensor:
         """The same as ordinary rows, (examples, rows, 1, channels, *plane)."""
         (top, left), (height, width) = self.corner, self.plane
-        image = F.pixel_shuffle(self.values.flatten(0, 1), self.stride)
+        image = F.pixel_shuffle(self.values.flatten(0, 1).permute(0, 3, 1, 2), self.stride)
         rows, columns = image.shape[-2:]
         whole = F.pad(image, (-left, left + width - columns, -top, top + height - rows))
         return whole.reshape(*self.values.shape[:2], 1, *whole.shape[1:])
+
+
+def _offsets(corner: Tensor, size: int, extent: int) -> Tensor:
+    """For every window (flat) and place along an axis, which entry of the window lies there; `size` where none does."""
+    offset = torch.arange(extent, device=corner.device) - corner.flatten()[:, None]
+    return torch.where((offset < 0) | (offset >= size), size, offset)
 
 
 def _placed(values: Tensor, top: int, left: int, height: int, width: int) -> Tensor:

@@ -96,6 +96,21 @@ def mirrored(rows: Rows) -> Rows:
     return torch.cat([rows, -rows], 1)
 
 
+def taken(rows: Rows, picks: Tensor) -> Rows:
+    """Some of the rows of every example, `picks` (examples, kept)."""
+
+    def pick(part: Tensor) -> Tensor:
+        if len(picks) == 1:
+            return part.index_select(1, picks[0])
+        return part[torch.arange(len(picks), device=picks.device)[:, None], picks]
+
+    if isinstance(rows, Tensor):
+        return pick(rows)
+    if isinstance(rows, Patches):
+        return replace(rows, values=pick(rows.values), top=pick(rows.top), left=pick(rows.left))
+    return replace(rows, values=pick(rows.values))
+
+
 def added(first: Rows, second: Rows) -> Rows:
     """Rows of two users of one value."""
     together: Rows | None = None
