@@ -42,9 +42,8 @@ def _full(keys: list[str]) -> int:
 
 def _show_record(record: ResultRecord) -> None:
     outcome = record.outcome
-    click.echo(
-        f"{record.key}: {'the claim holds' if outcome.holds else 'THE CLAIM DOES NOT HOLD'} ({record.seconds:.1f} s)"
-    )
+    verdict = "the claim holds" if outcome.holds else "THE CLAIM DOES NOT HOLD"
+    click.echo(f"{record.key}: {verdict} ({record.seconds:.1f} s, {record.cpu_seconds:.1f} s of processors)")
     for criterion in outcome.criteria:
         click.echo(f"  {'pass' if criterion.passed else 'FAIL'}  {criterion.statement}")
         for name, number in criterion.numbers.items():

@@ -1,8 +1,8 @@
 """Re-run the headline claim of a paper and keep what was measured.
 
-A full run writes results/<key>.json: the outcome, its seeds, the seconds it took, versions, machine, and a hash of the
-source it rests on.  A smoke run never writes: it is the same check made small enough for every CI run, and should keep
-only those criteria that so little work can decide.
+A full run writes results/<key>.json: the outcome, its seeds, the seconds it took (on the clock and of processors), the
+versions, the machine, and a hash of the source it rests on.  A smoke run never writes: it is the same check made small
+enough for every CI run, and should keep only those criteria that so little work can decide.
 
 A smoke run *contradicts* the committed result when it fails a criterion that the full run passed (matched by its
 statement), or when it fails a criterion the full run does not have while the full run as a whole holds.  A failed smoke
@@ -43,6 +43,7 @@ class ResultRecord:
     scale: Scale
     outcome: Outcome
     seconds: float
+    cpu_seconds: float
     measured: str
     versions: Mapping[str, str]
     machine: Mapping[str, Any]
@@ -59,6 +60,7 @@ class ResultRecord:
             "scale": self.scale.value,
             "outcome": self.outcome.to_dict(),
             "seconds": round(self.seconds, 2),
+            "cpu_seconds": round(self.cpu_seconds, 2),
             "measured": self.measured,
             "versions": dict(self.versions),
             "machine": dict(self.machine),
@@ -100,13 +102,16 @@ def run_check(entry: Entry, scale: Scale) -> ResultRecord:
     modules = modules_behind(entry.module, entry.paper.builds)
     digest = source_hash(modules)  # before the run: what is hashed is what is about to be imported
     check = importlib.import_module(entry.module).check
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), _processor_time()
     outcome = check(scale)
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, _processor_time() - spent
     if not outcome.criteria:
         raise HoldfastError(f"the check of {entry.paper.key} decided nothing: it returned no criterion")
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return ResultRecord(entry.paper.key, scale, outcome, seconds, today, _versions(), _machine(), modules, digest)
+    versions, machine = _versions(), _machine()
+    return ResultRecord(
+        entry.paper.key, scale, outcome, seconds, cpu_seconds, today, versions, machine, modules, digest
+    )
 
 
 def smoke_runs(keys: Iterable[str] | None = None, results: Path | None = None) -> Iterator[SmokeRun]:
@@ -154,6 +159,12 @@ def _smoke_run(entry: Entry) -> SmokeRun:
         tuple(criterion.statement for criterion in record.outcome.criteria if not criterion.passed),
         against,
     )
+
+
+def _processor_time() -> float:
+    """Seconds that processors spent on this process and its finished children: what a busy machine does not inflate."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _as_json(record: ResultRecord) -> bytes:
