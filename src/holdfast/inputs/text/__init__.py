@@ -9,15 +9,19 @@ if TYPE_CHECKING:
     from holdfast.inputs.text.bm25 import BM25, BM25Retriever, Hit
     from holdfast.inputs.text.dirichlet import DirichletLM
     from holdfast.inputs.text.edits import EDITS, WordSubstitution, edit_text
+    from holdfast.inputs.text.established import EstablishedClassifier
+    from holdfast.inputs.text.exploit import GRUPromptPolicy, PromptPolicy
     from holdfast.inputs.text.feature_selection import LanguageModelFeatureSelector
     from holdfast.inputs.text.greedy import GreedyTextAttack, TextAttackRun
     from holdfast.inputs.text.kernel_pooling import EncodedRanker, KernelPooling
     from holdfast.inputs.text.learning_to_rank import LinearRanker
     from holdfast.inputs.text.mcqa import MCQItem, MCQModel, MCQPrompt, MCQReport
+    from holdfast.inputs.text.notes import NotedReader, NoteKind, NoteLoss, NotePrompt, Notes
     from holdfast.inputs.text.promotion import PromoteDocument, PromotionRun
     from holdfast.inputs.text.ranking import RobustnessProfile, robustness_profile
     from holdfast.inputs.text.ranking_metrics import ndcg, recall, reciprocal_rank
     from holdfast.inputs.text.ranking_set import Ranker, RankingSet
+    from holdfast.inputs.text.redteam import DiversityReward
     from holdfast.inputs.text.slips import typos
     from holdfast.inputs.text.tokens import Vocabulary, pieces, sentences, words
 
@@ -26,7 +30,10 @@ __all__ = [
     "EDITS",
     "BM25Retriever",
     "DirichletLM",
+    "DiversityReward",
     "EncodedRanker",
+    "EstablishedClassifier",
+    "GRUPromptPolicy",
     "GreedyTextAttack",
     "Hit",
     "KernelPooling",
@@ -36,8 +43,14 @@ __all__ = [
     "MCQModel",
     "MCQPrompt",
     "MCQReport",
+    "NoteKind",
+    "NoteLoss",
+    "NotePrompt",
+    "NotedReader",
+    "Notes",
     "PromoteDocument",
     "PromotionRun",
+    "PromptPolicy",
     "Ranker",
     "RankingSet",
     "RobustnessProfile",
@@ -57,10 +70,13 @@ __all__ = [
 
 _HOMES = {
     "BM25": "holdfast.inputs.text.bm25",
-    "EDITS": "holdfast.inputs.text.edits",
     "BM25Retriever": "holdfast.inputs.text.bm25",
     "DirichletLM": "holdfast.inputs.text.dirichlet",
+    "DiversityReward": "holdfast.inputs.text.redteam",
+    "EDITS": "holdfast.inputs.text.edits",
     "EncodedRanker": "holdfast.inputs.text.kernel_pooling",
+    "EstablishedClassifier": "holdfast.inputs.text.established",
+    "GRUPromptPolicy": "holdfast.inputs.text.exploit",
     "GreedyTextAttack": "holdfast.inputs.text.greedy",
     "Hit": "holdfast.inputs.text.bm25",
     "KernelPooling": "holdfast.inputs.text.kernel_pooling",
@@ -70,8 +86,14 @@ _HOMES = {
     "MCQModel": "holdfast.inputs.text.mcqa",
     "MCQPrompt": "holdfast.inputs.text.mcqa",
     "MCQReport": "holdfast.inputs.text.mcqa",
+    "NoteKind": "holdfast.inputs.text.notes",
+    "NoteLoss": "holdfast.inputs.text.notes",
+    "NotePrompt": "holdfast.inputs.text.notes",
+    "NotedReader": "holdfast.inputs.text.notes",
+    "Notes": "holdfast.inputs.text.notes",
     "PromoteDocument": "holdfast.inputs.text.promotion",
     "PromotionRun": "holdfast.inputs.text.promotion",
+    "PromptPolicy": "holdfast.inputs.text.exploit",
     "Ranker": "holdfast.inputs.text.ranking_set",
     "RankingSet": "holdfast.inputs.text.ranking_set",
     "RobustnessProfile": "holdfast.inputs.text.ranking",
