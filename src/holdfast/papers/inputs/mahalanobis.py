@@ -23,12 +23,14 @@ from holdfast.core.estimate import Estimate
 from holdfast.core.exhibit import Table
 from holdfast.core.seeds import numpy_generator, torch_generator
 from holdfast.inputs.attack.gradient import FGSM, PGD
+from holdfast.inputs.attack.persistent import PersistentPGD
 from holdfast.inputs.detection.layerwise import LayerwiseMahalanobis
 from holdfast.inputs.detection.mahalanobis import MahalanobisDetector
 from holdfast.inputs.detection.metrics import auroc, auroc_difference, false_positive_rate, paired_difference
 from holdfast.inputs.detection.scores import max_softmax
 from holdfast.papers.datasets import digits
 from holdfast.papers.paper import Criterion, Outcome, Paper, Scale
+from holdfast.papers.seed_means import over_examples, over_seeds
 from holdfast.threats.balls import Linf
 
 PAPER = Paper(
@@ -92,8 +94,8 @@ def check(scale: Scale) -> Outcome:
     table = Table("Layer-wise Mahalanobis against max softmax on digits", columns, rows)
     return Outcome(
         (*exact, *_foreign(clean), *_adversarial(clean), *_label_noise(clean, noisy)),
-        ours=_spread([trial.foreign_ours for trial in clean]),
-        baseline=_spread([trial.foreign_softmax for trial in clean]),
+        ours=over_seeds([trial.foreign_ours for trial in clean]),
+        baseline=over_seeds([trial.foreign_softmax for trial in clean]),
         exhibits=(table,),
         seeds=seeds,
         notes="An attack that stops at its first success leaves its inputs at the decision boundary, where softmax "
@@ -129,7 +131,7 @@ def _trial(seed: int, label_noise: float, epochs: int) -> Trial:
         believed = model(held_x).argmax(1)
     detector.fit_combiner(held_x, FGSM(THREAT)(model, held_x, believed))
     generator = torch_generator(seed, "mahalanobis", "pgd")
-    attacked = _persistent_pgd(model, test_x, test_y, generator)
+    attacked = PersistentPGD(THREAT)(model, test_x, test_y, generator=generator)
     barely = PGD(THREAT, steps=20)(model, test_x, test_y, generator=generator)
     inputs = {"typical": test_x, "foreign": foreign_x, "attacked": attacked, "barely": barely}
     ours = {name: detector.score_samples(part) for name, part in inputs.items()}
@@ -183,8 +185,10 @@ def _wine() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _foreign(trials: list[Trial]) -> tuple[Criterion, ...]:
-    area, passed = (_pooled([getattr(trial, name) for trial in trials]) for name in ("auroc_gain", "fpr_reduction"))
-    over_splits = _spread([trial.auroc_gain.value for trial in trials])
+    area, passed = (
+        over_examples([getattr(trial, name) for trial in trials]) for name in ("auroc_gain", "fpr_reduction")
+    )
+    over_splits = over_seeds([trial.auroc_gain.value for trial in trials])
     return (
         Criterion(
             "Foreign digits: AUROC of the layer ensemble is above that of max softmax (paired by example)",
@@ -200,14 +204,14 @@ def _foreign(trials: list[Trial]) -> tuple[Criterion, ...]:
 
 
 def _adversarial(trials: list[Trial]) -> tuple[Criterion, ...]:
-    ours = _spread([trial.pgd_ours for trial in trials])
-    gain = _spread([trial.pgd_ours - trial.pgd_softmax for trial in trials])
+    ours = over_seeds([trial.pgd_ours for trial in trials])
+    gain = over_seeds([trial.pgd_ours - trial.pgd_softmax for trial in trials])
     statement = "PGD of 0.2, weights fitted on FGSM alone: AUROC at least 0.85, and above max softmax"
     return (Criterion(statement, ours.value >= 0.85 and gain.low > 0, {"AUROC": ours, "gain over softmax": gain}),)
 
 
 def _label_noise(clean: list[Trial], noisy: list[Trial]) -> tuple[Criterion, ...]:
-    accuracy = _spread([trial.accuracy_ours - trial.accuracy_softmax for trial in noisy])
+    accuracy = over_seeds([trial.accuracy_ours - trial.accuracy_softmax for trial in noisy])
     ours = [before.foreign_ours - after.foreign_ours for before, after in zip(clean, noisy, strict=True)]
     theirs = [before.foreign_softmax - after.foreign_softmax for before, after in zip(clean, noisy, strict=True)]
     return (
@@ -219,7 +223,7 @@ def _label_noise(clean: list[Trial], noisy: list[Trial]) -> tuple[Criterion, ...
         Criterion(
             "30 % random labels: AUROC on foreign digits drops less than that of max softmax",
             float(np.mean(ours)) < float(np.mean(theirs)),
-            {"drop": _spread(ours), "drop of softmax": _spread(theirs)},
+            {"drop": over_seeds(ours), "drop of softmax": over_seeds(theirs)},
         ),
     )
 
@@ -259,37 +263,3 @@ def _classifier(x: Tensor, y: Tensor, seed: int, epochs: int) -> nn.Module:
             F.cross_entropy(model(x[index]), y[index]).backward()
             optimizer.step()
     return model.eval()
-
-
-def _persistent_pgd(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, steps: int = 20) -> Tensor:
-    """Projected gradient ascent that runs all its steps, as the paper's iterative attack does.
-
-    The package's PGD leaves alone what is already fooled; its inputs are looked at beside these.
-    """
-    point = THREAT.random_start(x, (0, 1), generator=generator)
-    for _ in range(steps):
-        point = point.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(F.cross_entropy(model(point), y, reduction="sum"), point)
-        point = THREAT.project(point.detach() + 2.5 * THREAT.radius / steps * THREAT.steepest(gradient), x, (0, 1))
-    return point
-
-
-def _pooled(parts: list[Estimate]) -> Estimate:
-    """Mean over splits of what each found; its interval is about examples, with the splits as they are."""
-    value = float(np.mean([part.value for part in parts]))
-    down, up = (
-        float(np.sqrt(sum((getattr(part, end) - part.value) ** 2 for part in parts)) / len(parts))
-        for end in ("low", "high")
-    )
-    return Estimate(value, value - down, value + up, n=sum(part.n for part in parts), method="paired, pooled")
-
-
-def _spread(values: list[float]) -> Estimate:
-    """Mean over splits with Student's interval; one split has none."""
-    from scipy.stats import t
-
-    mean = float(np.mean(values))
-    if len(values) == 1:
-        return Estimate.exact(mean, 1)
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return Estimate(mean, mean - half, mean + half, n=len(values), method="student t")
