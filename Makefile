@@ -37,7 +37,7 @@ floors: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(PIP) --editable ".[bench]"
-	$(PIP) --no-deps torchattacks
+	$(PIP) --no-deps torchattacks pytorch-ood
 	$(BIN)/python -m benchmarks
 
 docs: $(VENV)/.dev

@@ -2,13 +2,21 @@
 
 import numpy as np
 import pytest
+import scipy.special
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from holdfast.core.errors import InputError
-from holdfast.inputs.detection.scores import LOGIT_SCORES, energy, margin, max_logit, max_softmax, negative_entropy
+from holdfast.inputs.detection.scores import (
+    energy,
+    generalised_entropy,
+    margin,
+    max_logit,
+    max_softmax,
+    negative_entropy,
+)
 
 logit_arrays = arrays(np.float64, (6, 4), elements=st.floats(-50, 50))
 
@@ -43,22 +51,18 @@ def test_confident_float32_logits_keep_their_order():
     assert torch.softmax(torch.from_numpy(z), 1).max(1).values.diff() == 0  # what float32 probabilities would say
 
 
-@pytest.mark.parametrize("name", LOGIT_SCORES)
-def test_agrees_with_pytorch_ood(name):
-    detectors = pytest.importorskip("pytorch_ood.detector", reason="pytorch-ood is a bench peer")
-    peers = {
-        "energy": detectors.EnergyBased.score,
-        "max logit": detectors.MaxLogit.score,
-        "negative entropy": detectors.Entropy.score,
-    }
-    z = torch.randn(50, 7, generator=torch.Generator().manual_seed(1)) * 3
-    if name == "max softmax":
-        theirs = detectors.MaxSoftmax.score(z)
-        np.testing.assert_allclose(np.exp(LOGIT_SCORES[name](z)), -theirs.numpy(), rtol=1e-5)
-    elif name in peers:
-        np.testing.assert_allclose(LOGIT_SCORES[name](z), -peers[name](z).numpy(), rtol=1e-4, atol=1e-5)
-    else:
-        pytest.skip("pytorch-ood has no such score")
+def test_the_energy_is_the_logsumexp_at_any_temperature():
+    z = np.random.default_rng(3).normal(0, 300, (40, 6))
+    for temperature in (0.1, 1.0, 50.0):
+        wanted = temperature * scipy.special.logsumexp(z / temperature, axis=1)
+        np.testing.assert_allclose(energy(z, temperature), wanted, rtol=1e-13)
+
+
+def test_infinite_logits_are_scored_and_nan_is_not():
+    z = np.array([[np.inf, 0.0], [-np.inf, 1.0]])
+    assert energy(z).tolist() == [np.inf, 1.0]
+    with pytest.raises(InputError, match="NaN in 1 rows"):
+        energy(np.array([[np.nan, 0.0], [1.0, 2.0]]))
 
 
 @pytest.mark.parametrize(
@@ -73,3 +77,17 @@ def test_agrees_with_pytorch_ood(name):
 def test_bad_logits_are_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_generalised_entropy_is_its_sum_and_does_not_saturate():
+    z = np.random.default_rng(4).normal(0, 2, (30, 6))
+    p = scipy.special.softmax(z, axis=1)
+    terms = p**0.3 * (1 - p) ** 0.3
+    np.testing.assert_allclose(generalised_entropy(z, gamma=0.3), -terms.sum(1), rtol=1e-12)
+    largest = np.take_along_axis(terms, np.argsort(-p, axis=1)[:, :2], axis=1).sum(1)
+    np.testing.assert_allclose(generalised_entropy(z, gamma=0.3, top=2), -largest, rtol=1e-12)
+    assert np.diff(generalised_entropy(np.array([[60.0, 0.0], [90.0, 0.0]]))) > 0
+    assert generalised_entropy(np.zeros((1, 1))) == 0
+    for wrong in ({"gamma": 0.0}, {"gamma": 1.0}, {"top": 0}):
+        with pytest.raises(InputError, match="gamma"):
+            generalised_entropy(z, **wrong)

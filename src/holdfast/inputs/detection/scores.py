@@ -4,7 +4,7 @@ All take logits (n, classes) in any float type and return float64 (n,).  Softmax
 in float32, 37 in float64, the largest probability rounds to one and the ranking is lost, so nothing here forms it.
 
 Hendrycks and Gimpel, 2017 (max softmax); Liang et al., 2018 (temperature); Liu et al., 2020 (energy);
-Hendrycks et al., 2022 (max logit).
+Hendrycks et al., 2022 (max logit); Liu, Lochman and Zach, 2023 (generalised entropy).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from scipy.special import logsumexp
 
 from holdfast.core.errors import InputError
 
@@ -34,13 +34,30 @@ def max_logit(logits: ArrayLike) -> Scores:
 
 def energy(logits: ArrayLike, temperature: float = 1.0) -> Scores:
     """Negative free energy, T log sum_k exp(z_k / T)."""
-    return _positive(temperature) * logsumexp(_checked(logits) / temperature, axis=1)
+    scaled = torch.from_numpy(_checked(logits) / _positive(temperature))
+    return temperature * torch.logsumexp(scaled, dim=1).numpy()
 
 
 def negative_entropy(logits: ArrayLike) -> Scores:
     """sum_k p_k log p_k in nats, between -log(classes) and 0."""
     log_p = _log_probabilities(_checked(logits))
     return (np.exp(log_p) * log_p).sum(axis=1)
+
+
+def generalised_entropy(logits: ArrayLike, gamma: float = 0.1, top: int | None = None) -> Scores:
+    """-sum_k p_k^γ (1 - p_k)^γ over the `top` largest probabilities (all by default); a small γ heeds small p_k.
+
+    Raises InputError unless 0 < gamma < 1 and top is at least 1.
+    """
+    if not 0 < gamma < 1 or (top is not None and top < 1):
+        raise InputError(f"generalised entropy needs gamma in (0, 1) and top >= 1, got {gamma} and {top}")
+    log_p = _log_probabilities(_checked(logits))
+    if top is not None and top < log_p.shape[1]:
+        log_p = np.partition(log_p, -top)[:, -top:]
+    # log(1 - p) through the logarithm of p, which keeps p near one apart from one.
+    with np.errstate(divide="ignore"):
+        log_rest = np.log(-np.expm1(log_p))
+    return -np.exp(gamma * (log_p + log_rest)).sum(axis=1)
 
 
 def margin(logits: ArrayLike) -> Scores:
@@ -59,6 +76,7 @@ LOGIT_SCORES: Mapping[str, Callable[[ArrayLike], Scores]] = MappingProxyType(
         "max softmax": max_softmax,
         "max logit": max_logit,
         "negative entropy": negative_entropy,
+        "generalised entropy": generalised_entropy,
         "margin": margin,
     }
 )
@@ -78,7 +96,9 @@ def _checked(logits: ArrayLike) -> Float[np.ndarray, "n classes"]:
     z = np.asarray(logits, dtype=np.float64)
     if z.ndim != 2 or z.shape[1] == 0:
         raise InputError(f"logits must have shape (examples, classes), got {z.shape}")
-    if np.isnan(z).any():
+    with np.errstate(invalid="ignore"):
+        suspect = np.isnan(z.sum())  # cheap, but infinities of both signs give NaN too
+    if suspect and np.isnan(z).any():
         raise InputError(f"logits hold NaN in {int(np.isnan(z).any(axis=1).sum())} rows; the model diverged on them")
     return z
 

@@ -1,0 +1,72 @@
+"""Distance to the k-th nearest training example in feature space (Sun, Ming, Zhu and Li, 2022).
+
+    score(x) = -|| z - z_(k) ||,   z = f / ||f||,   z_(k) the k-th nearest of the training features
+
+Nothing is assumed of the shape of the data.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.base import BaseEstimator
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from holdfast.core.errors import InputError
+
+
+class NeighbourDetector(BaseEstimator):
+    """Score how near features are to those of training.
+
+    Parameters
+    ----------
+    k : which neighbour; the authors take 50 for ten classes of 5 000, 1000 for ImageNet.  Fewer examples than k: the
+        farthest, with a warning
+    normalise : scale features to unit length first
+    contamination : float in [0, 0.5], share of the training examples that `predict` calls not typical
+
+    Attributes
+    ----------
+    k_ : the neighbour in use
+    neighbours_ : fitted NearestNeighbors
+    offset_ : threshold of `predict`
+    """
+
+    # scikit-learn wants every check of a setting in `fit`, none here.
+    def __init__(self, k: Any = 50, normalise: Any = True, contamination: Any = 0.05):
+        self.k = k
+        self.normalise = normalise
+        self.contamination = contamination
+
+    def fit(self, X: Any, y: Any = None) -> NeighbourDetector:
+        """Remember the training features; `y` is ignored."""
+        if self.k < 1 or not 0 <= self.contamination <= 0.5:
+            raise InputError(f"k must be at least 1 and contamination in [0, 0.5], got {self.k}, {self.contamination}")
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        self.k_ = min(self.k, len(X) - 1)
+        if self.k_ < self.k:
+            warnings.warn(f"k={self.k} is not below the number of examples, {len(X)}; {self.k_} is used", stacklevel=2)
+        self.neighbours_ = NearestNeighbors(n_neighbors=self.k_).fit(self._scaled(X))
+        # Without a query every example is left out of its own neighbours.
+        own = -self.neighbours_.kneighbors()[0][:, -1]
+        self.offset_ = float(np.quantile(own, self.contamination))
+        return self
+
+    def score_samples(self, X: Any) -> Float[np.ndarray, " n"]:
+        """Negative distance to the k-th neighbour; higher is more typical."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        return -self.neighbours_.kneighbors(self._scaled(X))[0][:, -1]
+
+    def predict(self, X: Any) -> np.ndarray:
+        """+1 for rows that are typical of the training data, -1 for rows that are not; shape (n,)."""
+        return np.where(self.score_samples(X) >= self.offset_, 1, -1)
+
+    def _scaled(self, X: np.ndarray) -> np.ndarray:
+        if not self.normalise:
+            return X
+        return X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
