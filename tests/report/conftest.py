@@ -293,8 +293,8 @@ def ood_section(rng):
     )
     auroc = Estimate(0.87, 0.84, 0.9)
     return Section(
-        "ood", "Does it notice when an input does not belong?", f"A foreign input looks stranger with probability {percent(auroc)}.",
-        (Finding("ood", "auroc", auroc, f"AUROC {percent(auroc)}.", headline=True),),
+        "detection", "Does it notice when an input does not belong?", f"A foreign input looks stranger with probability {percent(auroc)}.",
+        (Finding("detection", "auroc", auroc, f"AUROC {percent(auroc)}.", headline=True),),
         (Histogram("How familiar inputs look to the model", "energy score", edges, groups, "Less overlap is better."),),
         method="Energy of the logits.", examined=600, available=600,
     )  # fmt: skip

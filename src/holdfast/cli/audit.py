@@ -17,8 +17,8 @@ DEFAULT_PRECISION = 0.01
 @click.command("audit", context_settings={"show_default": True})
 @click.argument("model", required=False)
 @click.option("--data", help="Test data: .npz, .csv/.parquet:LABEL, IDX prefix, image folder.")
-@click.option("--train", help="Training data, in any of the same forms (for labels, leakage, ood).")
-@click.option("--other", help="Data that does not belong, for the ood probe.")
+@click.option("--train", help="Training data, in any of the same forms (for labels, leakage, detection).")
+@click.option("--other", help="Data that does not belong, for the detection probe.")
 @click.option("--weights", help="safetensors or state dict for a module:factory MODEL.")
 @click.option("--probes", help="Comma-separated names; all when left out.")
 @click.option(

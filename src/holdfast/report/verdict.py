@@ -49,7 +49,7 @@ LEVELS = {
     "calibration": Lines(0.05, 0.15, False, "average gap between confidence and accuracy"),
     "labels": Lines(0.02, 0.10, False, "share of test labels that are probably wrong"),
     "leakage": Lines(0.01, 0.05, False, "share of test examples that have a twin"),
-    "ood": Lines(0.90, 0.70, True, "chance that a foreign input scores as stranger than a familiar one"),
+    "detection": Lines(0.90, 0.70, True, "chance that a foreign input scores as stranger than a familiar one"),
     "conformal": Lines(0.87, 0.80, True, "share of prediction sets that contain the truth, 90% promised"),
     "disparity": Lines(0.10, 0.25, False, "gap between the best and the worst served group"),
 }
@@ -61,7 +61,7 @@ TOPICS = {
     "adversarial": ("inputs perturbed on purpose", "right on"),
     "certified": ("with a mathematical guarantee", "proven for"),
     "corruption": ("noise, blur and other wear", "right on"),
-    "ood": ("noticing foreign inputs", "told apart in"),
+    "detection": ("noticing foreign inputs", "told apart in"),
     "labels": ("the answer key", "wrong for"),
     "leakage": ("test data free of copies", "copied for"),
     "weights": ("rounded or noisy weights", "right on"),

@@ -8,15 +8,17 @@ import torch
 from torch import nn
 
 from holdfast.audit.probe import Batch, Evidence, Probe, Settings
-from holdfast.audit.probes.ood import OutOfDistributionProbe
+from holdfast.audit.probes.attacked_inputs import ATTACKED_KINDS, hidden_layers
+from holdfast.audit.probes.detection import LAYER_SCORE, DetectionProbe
 from holdfast.core.finding import Section
 from holdfast.core.seeds import torch_generator
 from holdfast.inputs.detection.metrics import auroc
 from holdfast.subject.data import ArrayInputs, Data
 from holdfast.subject.embedded import embedded_subject, embedded_tabular
 from holdfast.subject.subject import Access
+from holdfast.threats import Linf, Patch
 
-PROBE = OutOfDistributionProbe()
+PROBE = DetectionProbe()
 
 
 def audited(subject, limit=None, settings=None):
@@ -29,7 +31,7 @@ def audited(subject, limit=None, settings=None):
         x, y = subject.test.take(index)
         x = subject.tensor(x)
         logits.append(subject.logits(x))
-        batch = Batch(index, x, torch.from_numpy(y), logits[-1], torch_generator(settings.seed, "ood", shard))
+        batch = Batch(index, x, torch.from_numpy(y), logits[-1], torch_generator(settings.seed, "detection", shard))
         rows.append(PROBE.examine(subject, state, batch))
     columns = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
     z = torch.cat(logits).numpy()
@@ -61,7 +63,7 @@ def test_follows_the_protocol(run):
 def test_digits_are_told_from_noise(run):
     state, evidence, section = run
     assert state.lead == "energy"
-    assert state.scores[-1] == "Mahalanobis"
+    assert state.scores == ("energy", "max softmax", "Mahalanobis", LAYER_SCORE)
     found = named(section)
     assert found["auroc"].headline
     assert found["auroc"].estimate.low > 0.6
@@ -91,13 +93,13 @@ def test_evidence_depends_on_the_generator_alone(digits):
 
 
 def test_made_images_stay_in_range_and_shuffling_keeps_the_pixels(digits):
-    from holdfast.audit.probes.ood import IMAGE_KINDS, _foreign
+    from holdfast.audit.probes.foreign_inputs import IMAGE_KINDS, foreign_inputs
 
     state = PROBE.prepare(digits, Settings())
     x, y = (torch.from_numpy(part) for part in digits.test.take(np.arange(30)))
     batch = Batch(np.arange(30), x, y, digits.logits(x), torch_generator(0))
     for kind in IMAGE_KINDS:
-        made = _foreign(kind, digits, state, batch)
+        made = foreign_inputs(kind, digits, state.reference, batch)
         assert made.shape == x.shape
         assert made.min() >= 0
         assert made.max() <= 1
@@ -164,3 +166,71 @@ def test_rows_of_a_table_are_probed_too():
     detector = next(e for e in section.exhibits if e.kind == "table").rows[-1]
     assert detector[0] == "Mahalanobis"
     assert detector[1].value > 0.9
+
+
+def test_attacked_digits_are_told_by_layers_that_saw_one_step_attacks(run):
+    state, evidence, section = run
+    attacked = evidence["attacked"]
+    assert attacked.shape[1:] == (len(ATTACKED_KINDS), len(state.scores))
+    right = evidence.clean["prediction"] == evidence.clean["label"]
+    broken = np.isfinite(attacked).all(axis=2)
+    assert not broken[~right].any()
+    assert broken[right].mean() > 0.3
+    found = named(section)["auroc_attacked"]
+    assert not found.headline
+    assert found.estimate.low > 0.8
+    assert LAYER_SCORE in found.sentence
+    assert found.estimate.n <= broken[:, 1].sum() // 2
+    table = next(e for e in section.exhibits if e.kind == "table")
+    assert set(ATTACKED_KINDS) < set(table.columns)
+
+
+def test_an_attack_that_stops_early_is_given_away_by_confidence(run):
+    state, evidence, _ = run
+    confidence = state.scores.index("max softmax")
+    areas = []
+    for kind in range(2):
+        scores = evidence["attacked"][:, kind, confidence]
+        areas.append(auroc(evidence["typical"][:, confidence], scores[np.isfinite(scores)]).value)
+    assert areas[0] > areas[1]
+
+
+def test_the_chosen_threat_is_the_attackers(digits):
+    loose, tight = (audited(digits, 100, Settings(threat=Linf(eps)))[1]["attacked"] for eps in (0.2, 0.005))
+    assert np.isfinite(loose).mean() > np.isfinite(tight).mean()
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "words"),
+    [
+        ({"access": Access.SCORES}, Settings(), "No attacked inputs: the model gives no gradients"),
+        ({}, Settings(threat=Patch(2, 2)), "is not climbed by gradients"),
+        ({"train": None}, Settings(), "no training data were given"),
+        ({}, Settings(threat=Linf(1e-6)), "too seldom to learn from"),
+    ],
+)
+def test_what_could_not_be_tried_is_said(digits, change, settings, words):
+    state, evidence, section = audited(replace(digits, **change), 60, settings)
+    assert words in section.method
+    assert LAYER_SCORE not in state.scores
+    assert ("attacked" in evidence.columns) == (state.attacker is not None)
+
+
+def test_layers_are_spread_over_the_depth_and_pooled_by_their_kind(digits):
+    x = digits.tensor(digits.test.inputs.take(np.arange(2)))
+    deep = nn.Sequential(nn.Flatten(), *(nn.Linear(64, 64) for _ in range(9)), nn.Linear(64, 10)).eval()
+    layers, pool = hidden_layers(replace(digits, model=deep), x)
+    assert layers == ("1", "4", "7", "10")
+    layers, pool = hidden_layers(digits, x)
+    assert pool == "mean"
+    assert layers[0] == "0"
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.read = nn.Linear(8, 16), nn.Linear(16, 10)
+
+        def forward(self, x):
+            return self.read(self.embed(x.squeeze(1)).mean(1))
+
+    assert hidden_layers(replace(digits, model=Tokens().eval()), x) == (("embed", "read"), "tokens")

@@ -17,7 +17,7 @@ PROBES = {
     "certified": "CertifiedProbe",
     "availability": "AvailabilityProbe",
     "corruption": "CorruptionProbe",
-    "ood": "OutOfDistributionProbe",
+    "detection": "DetectionProbe",
     "labels": "LabelsProbe",
     "leakage": "LeakageProbe",
     "weights": "WeightsProbe",

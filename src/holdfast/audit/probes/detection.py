@@ -1,20 +1,21 @@
 """Does the model know when an input does not belong?
 
-Every test example is scored beside inputs that do not belong: made from the example itself (its pixels replaced by
-noise, shuffled, or drowned in noise; for rows, features drawn from different rows, or moved far out) and, where the
-user brings one, taken from another data set.  A score is good when test examples get the higher value.
+Every test example is scored beside inputs that do not belong: foreign ones made from the example itself (see
+`foreign_inputs`) and, where the user brings one, taken from another data set; and, where the model gives gradients,
+attacked copies of the example (see `attacked_inputs`).  A score is good when test examples get the higher value.
 
 The score that counts is declared beforehand, the energy log sum exp of the logits (maximum softmax where the model only
 gives probabilities, whose energy is zero by construction); the others stand in a table beside it.  Its AUROC is the
 chance that a test example outscores a foreign input made from *another* example, so disjoint pairs of examples give
-independent values in [0, 1] and the interval is valid whenever the audit stops.
+independent values in [0, 1] and the interval is valid whenever the audit stops.  Against attacked inputs the score
+that counts is the combination of layers fitted on one-step attacks, where it can be fitted.
 
-Energy: Liu et al., 2020.  Max softmax: Hendrycks and Gimpel, 2017.  Mahalanobis: Lee et al., 2018.
+Energy: Liu et al., 2020.  Max softmax: Hendrycks and Gimpel, 2017.  Mahalanobis and layers: Lee et al., 2018.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,11 +24,14 @@ from torch import Tensor
 
 from holdfast.audit.pictures import picture
 from holdfast.audit.probe import Batch, Evidence, Needs, Rows, Settings
+from holdfast.audit.probes.attacked_inputs import ATTACKED_KINDS, Attacker, fit_layers, make_attacker
+from holdfast.audit.probes.foreign_inputs import IMAGE_KINDS, ROW_KINDS, foreign_inputs
 from holdfast.core.estimate import Estimate
 from holdfast.core.exhibit import Bars, Exhibit, Gallery, Histogram, Table
 from holdfast.core.finding import Doubt, Finding, Section
 from holdfast.core.seeds import numpy_generator
 from holdfast.core.sequences import anytime_mean
+from holdfast.inputs.detection.layerwise import LayerwiseMahalanobis
 from holdfast.inputs.detection.mahalanobis import MahalanobisDetector
 from holdfast.inputs.detection.metrics import auroc, fpr_at_tpr
 from holdfast.inputs.detection.scores import LOGIT_SCORES, energy, max_softmax
@@ -37,11 +41,9 @@ from holdfast.subject.subject import Access, Subject
 
 SCORES = ("energy", "max softmax")
 FEATURE_SCORE = "Mahalanobis"
-IMAGE_KINDS = ("random pixels", "shuffled pixels", "heavy noise")
-ROW_KINDS = ("shuffled columns", "far away")
+LAYER_SCORE = "layers, fitted on FGSM"
 CONFIDENT = 0.9
 REFERENCE_ROWS = 2000
-SPREADS_AWAY = 5.0
 
 
 @dataclass(frozen=True)
@@ -51,48 +53,68 @@ class State:
     kinds: tuple[str, ...]
     scores: tuple[str, ...]
     lead: str
-    reference: np.ndarray
-    spread: np.ndarray
+    reference: Tensor
     layer: str | None = None
     detector: MahalanobisDetector | None = None
     centre: np.ndarray | None = None
     scale: np.ndarray | None = None
+    layers: LayerwiseMahalanobis | None = None
+    attacker: Attacker | None = None
     without_features: str = ""
+    without_layers: str = ""
+    without_attacks: str = ""
+
+    @property
+    def lead_attacked(self) -> str:
+        """The score declared for attacked inputs."""
+        return self.lead if self.layers is None else LAYER_SCORE
 
 
 @dataclass(frozen=True)
-class OutOfDistributionProbe:
+class DetectionProbe:
     """See the module."""
 
-    name: str = "ood"
+    name: str = "detection"
     question: str = "Does the model know when an input does not belong?"
     perturbs: str = "inputs"
     needs: Needs = field(default_factory=lambda: Needs(access=Access.SCORES))
     shard_size: int = 256
 
     def prepare(self, subject: Subject, settings: Settings) -> State:
-        """Look at typical values of the inputs, choose the declared score, fit the feature detector."""
+        """Look at typical values of the inputs, choose the declared scores, fit the detectors on training data."""
         source = subject.train or subject.test
-        reference = _sample(source, settings.seed)[0]
-        spread = reference.astype(np.float64).std(axis=0).astype(np.float32)
-        logits = subject.logits(subject.tensor(reference[:64])).double().cpu().numpy()
+        x, y = _sample(source, settings.seed)
+        logits = subject.logits(subject.tensor(x[:64])).double().cpu().numpy()
         normalised = bool(np.abs(energy(logits)).max() < 1e-4)
-        lead = "max softmax" if normalised else "energy"
         kinds = IMAGE_KINDS if subject.modality == "image" else ROW_KINDS
-        layer, reason = _feature_layer(subject)
-        if layer is None:
-            return State(kinds, SCORES, lead, reference, spread, without_features=reason)
-        detector, centre, scale = _fit_detector(subject, source, layer, settings.seed)
-        return State(kinds, (*SCORES, FEATURE_SCORE), lead, reference, spread, layer, detector, centre, scale)
+        attacker, without_attacks = make_attacker(subject, settings)
+        state = State(
+            kinds,
+            SCORES,
+            "max softmax" if normalised else "energy",
+            torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)),
+            attacker=attacker,
+            without_attacks=without_attacks,
+            without_layers=without_attacks,
+        )
+        state = _with_features(subject, state, x, y)
+        if attacker is None or subject.train is None:
+            return state if attacker is None else replace(state, without_layers="no training data were given")
+        mixed = numpy_generator(settings.seed, "detection", "halves").permutation(len(x))
+        layers, reason = fit_layers(subject, attacker, x[mixed], y[mixed])
+        scores = state.scores if layers is None else (*state.scores, LAYER_SCORE)
+        return replace(state, layers=layers, scores=scores, without_layers=reason)
 
     def examine(self, subject: Subject, state: State, batch: Batch) -> Rows:
         """Columns: `typical` (n, scores), `foreign` (n, kinds, scores), `sure` (n, kinds): 1 for a confident answer.
 
-        With another data set also `other` (n, scores) and `sure_other` (n,), NaN once its examples are used up.
+        With another data set also `other` (n, scores) and `sure_other` (n,), NaN once its examples are used up; with an
+        attacker `attacked` (n, attacks, scores), NaN where the attack failed or the example was wrong already.
         """
         foreign, sure = [], []
         for kind in state.kinds:
-            scores, confident = _scored(subject, state, _foreign(kind, subject, state, batch))
+            made = foreign_inputs(kind, subject, state.reference, batch)
+            scores, confident = _scored(subject, state, made)
             foreign.append(scores)
             sure.append(confident)
         rows = {
@@ -107,6 +129,10 @@ class OutOfDistributionProbe:
             if mine.any():
                 x = subject.tensor(subject.other.inputs.take(batch.index[mine]))
                 rows["other"][mine], rows["sure_other"][mine] = _scored(subject, state, x)
+        if state.attacker is not None:
+            x, success = state.attacker.inputs(subject, batch)
+            scores = _scored(subject, state, x.flatten(0, 1))[0].reshape(*success.shape, -1)
+            rows["attacked"] = np.where(success[..., None], scores, np.nan)
         return rows
 
     def headline(self, state: State, evidence: Evidence, settings: Settings) -> Estimate | None:
@@ -130,8 +156,9 @@ class OutOfDistributionProbe:
             exhibits=_exhibits(subject, state, evidence, sets, settings),
             doubts=tuple(_doubts(state, evidence, sets, settings)),
             method=_method(state, subject),
-            advice="Set a threshold on the score with held-out data of your own and refuse inputs below it; "
-            "try it on the kind of foreign input you expect, since a score that knows noise may not know a near miss.",
+            advice="Let the model abstain below a threshold of the score: holdfast.inputs.detection.Guard sets one on "
+            "held-out data with a guaranteed rate of false alarms. Try it on the kind of foreign input you expect, "
+            "since a score that knows noise may not know a near miss; and whoever knows the score can attack it too.",
             examined=len(evidence),
             available=len(subject.test),
         )
@@ -148,17 +175,23 @@ def _findings(state: State, evidence: Evidence, settings: Settings) -> list[Find
             f"Its {state.lead} score is higher for a test example than for an input that does not belong in "
             f"{made.value:.1%} of pairs (average over {', '.join(state.kinds)}; 50% would be blind)."
         )
-        findings.append(Finding("ood", "auroc", made, sentence, unit="AUROC", headline=not has_other))
+        findings.append(Finding("detection", "auroc", made, sentence, unit="AUROC", headline=not has_other))
     if has_other and (other := _anytime_auroc(typical, evidence["other"][:, None, lead], settings.level)) is not None:
         sentence = (
             f"Its {state.lead} score is higher for a test example than for an example of the other data set in "
             f"{other.value:.1%} of pairs (50% would be blind)."
         )
-        findings.append(Finding("ood", "auroc_other", other, sentence, unit="AUROC", headline=True))
+        findings.append(Finding("detection", "auroc_other", other, sentence, unit="AUROC", headline=True))
+    if (attacked := _attacked(state, evidence, settings)) is not None:
+        sentence = (
+            f"A test example looks more typical than an attacked one in {attacked.value:.1%} of pairs "
+            f"(score: {state.lead_attacked}; 50% would be blind; the attack does not know of the score)."
+        )
+        findings.append(Finding("detection", "auroc_attacked", attacked, sentence, unit="AUROC"))
     passed = _mean_false_positive_rate(typical, foreign, settings)
     findings.append(
         Finding(
-            "ood",
+            "detection",
             "fpr95",
             passed,
             f"A threshold that 95% of test examples pass lets {passed.value:.1%} of the foreign inputs through.",
@@ -168,7 +201,7 @@ def _findings(state: State, evidence: Evidence, settings: Settings) -> list[Find
     sure = anytime_mean(evidence["sure"].mean(axis=1), level=settings.level)
     findings.append(
         Finding(
-            "ood",
+            "detection",
             "confident",
             sure,
             f"On {sure.value:.1%} of inputs that have no answer the model is at least {CONFIDENT:.0%} sure of one.",
@@ -177,6 +210,14 @@ def _findings(state: State, evidence: Evidence, settings: Settings) -> list[Find
         )
     )
     return findings
+
+
+def _attacked(state: State, evidence: Evidence, settings: Settings) -> Estimate | None:
+    """AUROC of the score declared for attacked inputs, on those of the attack that goes on for all its steps."""
+    if "attacked" not in evidence.columns:
+        return None
+    lead, kind = state.scores.index(state.lead_attacked), ATTACKED_KINDS.index("attacked, all steps")
+    return _anytime_auroc(evidence["typical"][:, lead], evidence["attacked"][:, kind, lead, None], settings.level)
 
 
 def _anytime_auroc(
@@ -200,9 +241,7 @@ def _win(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _mean_false_positive_rate(typical: np.ndarray, foreign: np.ndarray, settings: Settings) -> Estimate:
     kinds = foreign.shape[1]
     parts = [
-        fpr_at_tpr(
-            typical, foreign[:, k], level=settings.level, generator=numpy_generator(settings.seed, "ood", "fpr95", k)
-        )
+        fpr_at_tpr(typical, foreign[:, k], level=settings.level, generator=numpy_generator(settings.seed, "fpr95", k))
         for k in range(kinds)
     ]
     low, value, high = (float(np.mean([getattr(part, name) for part in parts])) for name in ("low", "value", "high"))
@@ -213,6 +252,10 @@ def _foreign_sets(state: State, evidence: Evidence) -> dict[str, np.ndarray]:
     sets = {kind: evidence["foreign"][:, k] for k, kind in enumerate(state.kinds)}
     if "other" in evidence.columns and np.isfinite(evidence["other"]).any():
         sets["other data set"] = evidence["other"][np.isfinite(evidence["other"]).all(axis=1)]
+    for k, kind in enumerate(ATTACKED_KINDS if "attacked" in evidence.columns else ()):
+        found = evidence["attacked"][:, k]
+        if (broken := np.isfinite(found).all(axis=1)).any():
+            sets[kind] = found[broken]
     return sets
 
 
@@ -226,14 +269,14 @@ def _exhibits(
         for name, values in sets.items()
     }
     table = Table(
-        "AUROC of every score on every kind of foreign input",
+        "AUROC of every score on every kind of input that does not belong",
         ("score", *sets, "worst"),
         tuple(
             (score, *(areas[score, name] for name in sets), min(areas[score, name].value for name in sets))
             for score in state.scores
         ),
-        caption=f"The declared score is {state.lead}; the others are shown, not chosen from.  These intervals (DeLong) "
-        "are for a run of fixed length.",
+        caption=f"The declared score is {state.lead}, against attacked inputs {state.lead_attacked}; the others are "
+        "shown, not chosen from.  These intervals (DeLong) are for a run of fixed length.",
     )
     bars = Bars(
         f"How well the {state.lead} score tells each kind apart",
@@ -242,7 +285,7 @@ def _exhibits(
         tuple(areas[state.lead, name] for name in sets),
         reference=0.5,
         limits=(0.0, 1.0),
-        caption="0.5 is blind; below 0.5 the model finds the foreign inputs more typical than the test data.",
+        caption="0.5 is blind; below 0.5 the model finds such inputs more typical than the test data.",
     )
     shown: list[Exhibit] = [_histogram(evidence["typical"][:, lead], sets, lead, state.lead), bars, table]
     if subject.other is not None and "other" in evidence.columns:
@@ -293,7 +336,7 @@ def _doubts(state: State, evidence: Evidence, sets: dict[str, np.ndarray], setti
                 "score upside down",
                 f"The {state.lead} score is higher on {' and '.join(inverted)} than on the test data, so a threshold "
                 "on it would let these inputs in and keep test examples out.",
-                touches=("ood.auroc", "ood.fpr95"),
+                touches=("detection.auroc", "detection.auroc_attacked", "detection.fpr95"),
                 advice="Do not threshold this score for such inputs; another score may do better (see the table).",
             )
         )
@@ -302,7 +345,7 @@ def _doubts(state: State, evidence: Evidence, sets: dict[str, np.ndarray], setti
             Doubt(
                 "constant score",
                 f"The {state.lead} score is the same for every test example, so it can tell nothing apart.",
-                touches=("ood.auroc", "ood.auroc_other", "ood.fpr95"),
+                touches=("detection.auroc", "detection.auroc_other", "detection.fpr95"),
                 advice="Check that the model returns logits, not labels.",
             )
         )
@@ -318,10 +361,22 @@ def _method(state: State, subject: Subject) -> str:
         else f"No feature detector: {state.without_features}."
     )
     foreign = "another data set and " if subject.other is not None else ""
+    if state.attacker is None:
+        attacks = f"No attacked inputs: {state.without_attacks}."
+    else:
+        combined = (
+            "Their declared score combines layers, with weights learnt on one-step attacks of training examples."
+            if state.layers is not None
+            else f"No combination of layers was fitted: {state.without_layers}."
+        )
+        attacks = (
+            f"Attacked inputs: {state.attacker.words}, by projected gradient steps that stop at the first success or "
+            f"go on for all; only examples turned from right to wrong count.  {combined}"
+        )
     return (
         f"Compared with {foreign}inputs made from the test examples: {', '.join(state.kinds)}.  Declared score: "
         f"{state.lead}.  AUROC from disjoint pairs of examples, valid whenever the audit stops; the share let through "
-        f"at 95% is bootstrapped for the examples seen.  {detector}"
+        f"at 95% is bootstrapped for the examples seen.  {detector}  {attacks}"
     )
 
 
@@ -334,42 +389,9 @@ def _scored(subject: Subject, state: State, x: Tensor) -> tuple[np.ndarray, np.n
     columns = [LOGIT_SCORES[name](logits) for name in SCORES]
     if state.detector is not None and state.centre is not None and state.scale is not None:
         columns.append(state.detector.score_samples((features - state.centre) / state.scale))
+    if state.layers is not None:
+        columns.append(state.layers.score_samples(x))
     return np.stack(columns, axis=1), (max_softmax(logits) >= np.log(CONFIDENT)).astype(np.float64)
-
-
-def _foreign(kind: str, subject: Subject, state: State, batch: Batch) -> Tensor:
-    """One input of this kind for every example of the batch."""
-    x, generator = batch.x.cpu(), batch.generator
-    if kind == "shuffled pixels":
-        flat = x.flatten(2)
-        order = torch.rand(len(x), 1, flat.shape[2], generator=generator).argsort(-1)
-        made = flat.gather(2, order.expand_as(flat)).reshape(x.shape)
-    elif kind == "shuffled columns":
-        pool = torch.from_numpy(state.reference).flatten(1)
-        rows = torch.randint(len(pool), (len(x), pool.shape[1]), generator=generator)
-        made = pool.gather(0, rows).reshape(x.shape)
-    elif kind == "far away":
-        sign = torch.randint(0, 2, x.shape, generator=generator) * 2 - 1
-        made = x + SPREADS_AWAY * sign * torch.from_numpy(state.spread)
-    else:
-        low, high = _range(subject, state)
-        noise = torch.rand(x.shape, generator=generator)
-        if kind == "random pixels":
-            made = low + (high - low) * noise
-        else:
-            normal = torch.randn(x.shape, generator=generator)
-            made = x + 0.5 * (high - low) * normal
-    if subject.valid is not None and subject.modality == "image":
-        low, high = _range(subject, state)
-        made = torch.minimum(torch.maximum(made, low), high)
-    return made.to(batch.x.device)
-
-
-def _range(subject: Subject, state: State) -> tuple[Tensor, Tensor]:
-    if subject.valid is None:
-        return torch.tensor(float(state.reference.min())), torch.tensor(float(state.reference.max()))
-    low, high = (torch.as_tensor(bound, dtype=torch.float32).cpu() for bound in subject.valid)
-    return low, high
 
 
 def _feature_layer(subject: Subject) -> tuple[str | None, str]:
@@ -381,18 +403,19 @@ def _feature_layer(subject: Subject) -> tuple[str | None, str]:
     return (layer, "") if layer is not None else (None, "the model has no linear layer to take features from")
 
 
-def _fit_detector(
-    subject: Subject, train: Data, layer: str, seed: int
-) -> tuple[MahalanobisDetector, np.ndarray, np.ndarray]:
-    x, y = _sample(train, seed)
-    counts = np.bincount(y)
-    kept = counts[y] >= 2  # a class needs two examples to have a spread
+def _with_features(subject: Subject, state: State, x: np.ndarray, y: np.ndarray) -> State:
+    layer, reason = _feature_layer(subject)
+    if layer is None:
+        return replace(state, without_features=reason)
+    kept = np.bincount(y)[y] >= 2  # a class needs two examples to have a spread
     (features,) = Features(subject.model, (layer,), at="input")(subject.tensor(x[kept]))
     centre, scale = features.mean(axis=0), features.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)
-    return MahalanobisDetector().fit((features - centre) / scale, y[kept]), centre, scale
+    detector = MahalanobisDetector().fit((features - centre) / scale, y[kept])
+    scores = (*state.scores, FEATURE_SCORE)
+    return replace(state, scores=scores, layer=layer, detector=detector, centre=centre, scale=scale)
 
 
 def _sample(data: Data, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    order = numpy_generator(seed, "ood", "reference").permutation(len(data))[:REFERENCE_ROWS]
+    order = numpy_generator(seed, "detection", "reference").permutation(len(data))[:REFERENCE_ROWS]
     return data.take(np.sort(order))
