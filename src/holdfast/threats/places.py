@@ -61,6 +61,19 @@ class Patch(Threat):
         sums = total[:, h:, w:] - total[:, :-h, w:] - total[:, h:, :-w] + total[:, :-h, :-w]
         return sums.to(values.dtype)
 
+    def places(self, x: Float[Tensor, "batch *shape"]) -> tuple[int, int]:
+        """How many rows and columns its top left corner may take.  Raises InputError where it does not fit."""
+        self._fits(x)
+        return x.shape[2] - self.height + 1, x.shape[3] - self.width + 1
+
+    def random_places(
+        self, x: Float[Tensor, "batch *shape"], *, generator: torch.Generator | None = None
+    ) -> Int[Tensor, "batch 2"]:
+        """(top, left) of one patch an image, uniform over where it fits."""
+        drawn = uniform(x.double(), generator, (2, len(x)))
+        corners = [(drawn[k] * count).long().clamp(max=count - 1) for k, count in enumerate(self.places(x))]
+        return torch.stack(corners, 1)
+
     def mask(
         self, top: Int[Tensor, " batch"], left: Int[Tensor, " batch"], height: int, width: int
     ) -> Bool[Tensor, "batch 1 height width"]:
@@ -93,9 +106,7 @@ class Patch(Threat):
     ) -> Float[Tensor, "batch *shape"]:
         value_range(valid, self)
         low, high = valid_bounds(self._fits(x), valid)
-        places = (x.shape[2] - self.height + 1, x.shape[3] - self.width + 1)
-        drawn = uniform(x.double(), generator, (2, len(x)))
-        top, left = ((drawn[k] * places[k]).long().clamp(max=places[k] - 1) for k in range(2))
+        top, left = self.random_places(x, generator=generator).unbind(1)
         values = torch.clamp(low + (high - low) * uniform(x, generator), low, high)
         return torch.where(self.mask(top, left, *x.shape[2:]), values, x)
 
