@@ -197,3 +197,28 @@ def test_the_median_interval_holds_the_median():
     assert estimate.width < 0.4
     never = median_radius(np.full(50, np.inf), 5.0, 0.95)
     assert (never.value, never.high) == (5.0, 5.0)
+
+
+def test_a_patch_is_searched_for_place_by_place():
+    subject, weight = image_subject()
+    state, evidence, section, _ = drive(subject, Settings(threat=Patch(2, 2)), shards=1)
+    assert [name for name, _ in state.plan.stages[state.plan.chosen].attacks] == ["patch", "APGD"]
+    x = subject.tensor(subject.test.inputs.take(evidence.clean["index"]))
+    rows = weight.reshape(1, 1, 1, 6, 6)
+    score = (x.flatten(1) - 0.5) @ weight
+    sign = 1 - 2 * (score > 0).float()  # an attack pushes the score across zero
+    worst = Patch(2, 2).worst(-sign[:, None, None, None, None] * rows, x, (0.0, 1.0))[:, 0]
+    breakable = ((score.abs() + worst) < -1e-4).numpy()
+    right = evidence["broken_by"] != -2
+    assert (evidence["lost"] <= breakable).all()
+    assert evidence["lost"].sum() > 0.9 * (breakable & right).sum()
+    assert "patch" in section.method
+
+
+def test_few_pixels_are_searched_by_evolution_where_only_scores_are_seen():
+    subject, _ = image_subject()
+    by_scores = replace(subject, access=Access.SCORES)
+    plan = make_plan(by_scores, L0(3))
+    assert {name for stage in plan.stages for name, _ in stage.attacks} == {"few pixels"}
+    _, evidence, _, _ = drive(by_scores, Settings(threat=L0(3)), shards=1)
+    assert 0 < evidence["lost"].sum() < EXAMPLES

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from holdfast.core.errors import UnsupportedError
 from holdfast.inputs.attack.apgd import APGD
+from holdfast.inputs.attack.few_pixels import FewPixels
 from holdfast.inputs.attack.gradient import PGD
 from holdfast.inputs.attack.hopskipjump import HopSkipJump
 from holdfast.inputs.attack.loop import Attack, AttackRun, Model
 from holdfast.inputs.attack.losses import Goal, Targeted
 from holdfast.inputs.attack.noise import RandomNoise
+from holdfast.inputs.attack.patch import PatchAttack
 from holdfast.inputs.attack.shifts import ShiftAttack
 from holdfast.inputs.attack.square import Square
 from holdfast.subject.subject import Access, Subject
@@ -146,6 +148,12 @@ def attacks_at(threat: Threat, access: Access, effort: str) -> tuple[tuple[str, 
     if isinstance(threat, Translation):
         return (("every move", EveryMove(threat)),)
     if access >= Access.GRADIENTS:
+        if isinstance(threat, Patch):
+            # Where a patch lies matters more than how long it is optimised; PGD, which moves it at every step, finds
+            # little.
+            places = "saliency:3" if full else "saliency:1"
+            patch = PatchAttack(threat, steps=40 if full else 20, step_size=0.1, locations=places)
+            return (("patch", patch), ("APGD", APGD(threat, steps=50))) if full else (("patch", patch),)
         chosen: list[tuple[str, Attack]] = [("PGD", PGD(threat, steps=40 if full else 20))]
         if full:
             chosen.append(("APGD", APGD(threat, steps=50)))
@@ -157,6 +165,8 @@ def attacks_at(threat: Threat, access: Access, effort: str) -> tuple[tuple[str, 
         return tuple(chosen)
     if access == Access.SCORES and isinstance(threat, (Linf, Box, L2, L1)):
         return (("Square", Square(threat, queries=300 if full else 100, rescale=True)),)
+    if access == Access.SCORES and isinstance(threat, L0):
+        return (("few pixels", FewPixels(threat, population=30, generations=12 if full else 5)),)
     if isinstance(threat, (Linf, Box, L2)):
         return (("HopSkipJump", HopSkipJump(threat, iterations=3, initial_evals=30, tries=25)),)
     return (("random search", RandomNoise(threat, draws=200 if full else 50)),)
