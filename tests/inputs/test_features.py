@@ -67,3 +67,11 @@ def test_a_layer_that_is_never_reached_is_refused(net):
     net.forward = lambda x: net[4](net[3](net[0](x)))
     with pytest.raises(InputError, match="not reached"):
         Features(net, ["spare"])(torch.rand(1, 1, 8, 8))
+
+
+def test_activations_are_what_the_module_gives_without_pooling():
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(48, 2)).eval()
+    x = torch.rand(2, 1, 6, 6)
+    (maps,), output = Features(model, ("0",)).activations(x)
+    torch.testing.assert_close(maps, model[0](x))
+    torch.testing.assert_close(output, model(x))

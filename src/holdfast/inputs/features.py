@@ -63,12 +63,17 @@ class Features:
 
     def tensors(self, x: Float[Tensor, "n ..."]) -> tuple[list[Float[Tensor, "n features"]], Tensor]:
         """Pooled features and output of one batch as tensors, on the graph when gradients are enabled."""
+        found, output = self.activations(x)
+        return [_pooled(part, self.pool) for part in found], output
+
+    def activations(self, x: Float[Tensor, "n ..."]) -> tuple[list[Tensor], Tensor]:
+        """The same without pooling, each of the shape its module gives."""
         caught: dict[str, Tensor] = {}
         with self._hooked(caught), evaluating(self.model):
             output = self.model(x)
         if unreached := [name for name in self.layers if name not in caught]:
             raise InputError(f"layer {unreached[0]!r} was not reached by the forward pass, so it has no features")
-        return [_pooled(caught[name], self.pool) for name in self.layers], output
+        return [caught[name] for name in self.layers], output
 
     @contextmanager
     def _hooked(self, caught: dict[str, Tensor]) -> Iterator[None]:
