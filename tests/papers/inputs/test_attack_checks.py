@@ -1,12 +1,19 @@
-"""The smoke checks of `crop-selection` and `logit-gap-scaling` run, and only what is known to fail fails."""
+"""The smoke checks of attacks run, and only what is known to fail fails."""
 
 import pytest
 
-from holdfast.papers.inputs import crop_selection, logit_gap_scaling
+from holdfast.papers.inputs import bifurcation, crop_selection, logit_gap_scaling
 from holdfast.papers.paper import Scale
 
 
-@pytest.mark.parametrize(("entry", "known"), [(crop_selection, ()), (logit_gap_scaling, ("error under PGD-5 within",))])
+@pytest.mark.parametrize(
+    ("entry", "known"),
+    [
+        (bifurcation, ()),
+        (crop_selection, ()),
+        (logit_gap_scaling, ("error under PGD-5 within",)),
+    ],
+)
 def test_smoke(entry, known):
     outcome = entry.check(Scale.SMOKE)
     failed = [criterion.statement for criterion in outcome.criteria if not criterion.passed]
