@@ -14,9 +14,9 @@ from holdfast.audit.probes.accuracy import AccuracyProbe
 from holdfast.audit.probes.calibration import CalibrationProbe
 from holdfast.audit.probes.conformal import ConformalProbe
 from holdfast.audit.probes.disparity import DisparityProbe
-from holdfast.audit.subgroups import shares
 from holdfast.core.exhibit import exhibit_from_dict
 from holdfast.core.finding import Section
+from holdfast.core.shares import shares
 from holdfast.subject.data import ArrayInputs, Data
 from holdfast.subject.subject import Access, Subject
 from holdfast.threats.balls import Linf

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from holdfast.audit.probe import Batch, Evidence, Needs, Rows, Settings
-from holdfast.audit.subgroups import Shares, shares
 from holdfast.core.estimate import Estimate
 from holdfast.core.exhibit import Bars, Exhibit, Heatmap, Table
 from holdfast.core.finding import Doubt, Finding, Section
 from holdfast.core.sequences import anytime_mean
+from holdfast.core.shares import Shares, shares
 from holdfast.subject.subject import Subject
 
 SHOWN_CLASSES = 30  # bars; of more classes the worst are shown

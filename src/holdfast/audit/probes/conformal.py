@@ -15,13 +15,13 @@ from scipy.special import softmax
 
 from holdfast.analysis.conformal import ConformalClassifier
 from holdfast.audit.probe import Batch, Evidence, Needs, Rows, Settings
-from holdfast.audit.subgroups import Shares, shares
 from holdfast.core.errors import InputError
 from holdfast.core.estimate import Estimate
 from holdfast.core.exhibit import Bars, Exhibit, Histogram, Table
 from holdfast.core.finding import Doubt, Finding, Section
 from holdfast.core.seeds import numpy_generator
 from holdfast.core.sequences import anytime_mean
+from holdfast.core.shares import Shares, shares
 from holdfast.subject.subject import Access, Subject
 
 ALPHA = 0.1

@@ -14,11 +14,12 @@ import torch
 
 from holdfast.audit.probe import Batch, Evidence, Needs, Rows, Settings
 from holdfast.audit.probes.attack_plan import default_threat
-from holdfast.audit.subgroups import Shares, shares
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.estimate import Estimate
 from holdfast.core.exhibit import Bars, Exhibit, Table
 from holdfast.core.finding import Doubt, Finding, Section
+from holdfast.core.shares import Shares
+from holdfast.inputs.attack.disparity import DisparityReport
 from holdfast.inputs.attack.gradient import PGD
 from holdfast.subject.subject import Access, Subject
 from holdfast.threats.base import Threat
@@ -74,20 +75,19 @@ class DisparityProbe:
 
     def headline(self, state: State, evidence: Evidence, settings: Settings) -> Estimate | None:
         """Gap between the best and the worst served group on clean inputs; None until two groups were seen."""
-        clean = _shares(state, evidence, "correct", settings)
-        return clean.gap if len(clean.groups) > 1 else None
+        report = _report(state, evidence, settings)
+        return report.gap if len(report.clean.groups) > 1 else None
 
     def conclude(self, subject: Subject, state: State, evidence: Evidence, settings: Settings) -> Section:
         """Gaps and worst groups, clean and under attack."""
-        sides = {"clean": _shares(state, evidence, "correct", settings)}
-        if len(sides["clean"].groups) < 2:
+        report = _report(state, evidence, settings)
+        sides = {"clean": report.clean} | ({} if report.attacked is None else {"attack": report.attacked})
+        if len(report.clean.groups) < 2:
             answer = f"Only one {state.kind} was seen so far, so there is nothing to compare."
             return Section(
                 self.name, self.question, answer, (), status="partial",
                 examined=len(evidence), available=len(subject.test),
             )  # fmt: skip
-        if state.threat is not None:
-            sides["attack"] = _shares(state, evidence, "held", settings)
         findings = [
             finding for side, found in sides.items() for finding in _findings(self.name, subject, state, side, found)
         ]
@@ -126,9 +126,10 @@ def _how(state: State) -> str:
     return f"Attack: {STEPS} steps of projected gradient ascent, {state.threat.describe()}. {state.why}".rstrip()
 
 
-def _shares(state: State, evidence: Evidence, column: str, settings: Settings) -> Shares:
+def _report(state: State, evidence: Evidence, settings: Settings) -> DisparityReport:
     groups = evidence.clean["label"] if state.groups is None else state.groups[evidence.clean["index"]]
-    return shares(evidence[column], groups, settings.level, of=state.count)
+    held = None if state.threat is None else evidence["held"]
+    return DisparityReport.of(evidence["correct"], groups, held, level=settings.level, count=state.count)
 
 
 def _name(subject: Subject, state: State, group: str | int) -> str:
