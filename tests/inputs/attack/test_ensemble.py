@@ -28,7 +28,7 @@ def stream(seed=0):
 def test_names_the_member_that_broke_each_example():
     model, x, y = models.trained()
     threat = Linf(0.06)
-    ensemble = StandardEnsemble(threat)
+    ensemble = StandardEnsemble(threat, "cheap")
     run = ensemble.run(model, x, y, generator=stream())
     first = members(threat, "cheap")[0][1].run(model, x, y, generator=stream())
     right = model(x).argmax(1) == y
@@ -43,7 +43,7 @@ def test_names_the_member_that_broke_each_example():
 
 def test_survivors_are_compared_by_one_measure_whatever_loss_a_member_climbs():
     model, x, y = models.trained()
-    run = StandardEnsemble(Linf(0.02)).run(model, x, y, generator=stream())
+    run = StandardEnsemble(Linf(0.02), "cheap").run(model, x, y, generator=stream())
     held = run.broken_by == -1
     reached = margin(model(run.x_adv), y)
     assert held.any()
@@ -61,7 +61,7 @@ def test_score_attack_breaks_what_gradients_cannot_and_the_doubts_say_so():
         def forward(self, z):
             return model((z * 32).round() / 32) + 0 * z.sum()
 
-    run = StandardEnsemble(Linf(0.1)).run(Rounded().eval(), x[:60], y[:60], generator=stream())
+    run = StandardEnsemble(Linf(0.1), "cheap").run(Rounded().eval(), x[:60], y[:60], generator=stream())
     by_scores = int((run.broken_by == 2).sum())
     assert by_scores > 0
     assert symptoms.black_box_beats(by_scores, 60) is not None
@@ -72,10 +72,12 @@ def test_versions_goals_and_empty_batches():
     model, x, y = models.trained()
     with pytest.raises(InputError, match="unknown ensemble version"):
         StandardEnsemble(Linf(0.1), version="huge")
-    assert StandardEnsemble(L0(2)).names == ("PGD", "APGD-T")
+    assert StandardEnsemble(L0(2), "cheap").names == ("PGD", "APGD-T")
     assert StandardEnsemble(Linf(0.1))(model, x[:0], y[:0]).shape == (0, 1, 8, 8)
     goal = Targeted((y + 1) % 10)
-    run = StandardEnsemble(Linf(0.3)).run(model, x[:40], y[:40], generator=stream(), goal=Targeted(goal.target[:40]))
+    run = StandardEnsemble(Linf(0.3), "cheap").run(
+        model, x[:40], y[:40], generator=stream(), goal=Targeted(goal.target[:40])
+    )
     assert run.success.any()
     assert torch.equal(model(run.x_adv).argmax(1)[run.success], goal.target[:40][run.success])
 
@@ -101,11 +103,13 @@ def test_symptoms_fire_when_they_should_and_only_then():
 
 def test_standard_is_never_weaker_than_cheap_and_runs_its_members_in_order():
     model, x, y = models.trained()
-    x, y, threat = x[:25], y[:25], Linf(0.05)
-    standard, cheap = (StandardEnsemble(threat, version) for version in ("standard", "cheap"))
+    x, y, threat = x[:6], y[:6], Linf(0.05)
+    standard, cheap, adaptive = (StandardEnsemble(threat, version) for version in ("standard", "cheap", "adaptive"))
     assert standard.names == ("APGD-CE", "APGD-T", "FAB-T", "Square")
-    strong, weak = (ensemble.run(model, x, y, generator=stream()) for ensemble in (standard, cheap))
+    strong, weak, quick = (ensemble.run(model, x, y, generator=stream()) for ensemble in (standard, cheap, adaptive))
     assert strong.success.sum() >= weak.success.sum()
+    assert torch.equal(quick.success, strong.success)
+    assert quick.queries.sum() < strong.queries.sum() / 2
     assert threat.contains(strong.x_adv, x, (0, 1)).all()
 
 

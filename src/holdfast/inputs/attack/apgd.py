@@ -9,8 +9,9 @@ best point.  In the L1 ball the step is the sign of the gradient on a fraction o
 sparsity of the best point, and the radius shrinks towards eps in three stages.
 
 `targets` > 0 runs once for each of the classes with the 2nd, 3rd, ... largest clean logit, pulling towards it with
-the targeted difference-of-logits ratio (APGD-T); the win is still any error.  Shapes, ranges and errors as in
-`gradient`.
+the targeted difference-of-logits ratio (APGD-T); the win is still any error.  With a `hope`, an example is given up
+towards a class when what its margin has left is beyond it (see `hope`), and when it withstood a larger L1 ball; what
+was given up is not restarted.  Shapes, ranges and errors as in `gradient`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from holdfast.core.errors import InputError
+from holdfast.inputs.attack.hope import check_hope, given_up
 from holdfast.inputs.attack.loop import Attack, AttackRun, Model, Search, ascend
 from holdfast.inputs.attack.losses import Aim, Goal
 from holdfast.threats.balls import L1, Linf
@@ -30,6 +32,8 @@ from holdfast.threats.base import Threat, Valid, gaussian, per_example, uniform
 MOMENTUM = 0.75
 #: A step in the L1 ball moves this many times fewer coordinates than the best point has moved.
 FEWER = 1.5
+#: Share of the steps after which an example may first be given up, and between one look and the next.
+FIRST_LOOK, LOOK_EVERY = 0.1, 0.05
 
 
 @dataclass(eq=False)
@@ -51,6 +55,8 @@ class Climb:
     halved: Tensor  # at the last checkpoint
     sparsity: Tensor  # share of coordinates a step moves (L1)
     changed: Tensor  # share of coordinates the best point had moved at the last checkpoint (L1)
+    clean_gap: Tensor  # of the input (see `Aim.gap`)
+    best_gap: Tensor  # the largest so far
 
     def keep(self, chosen: Tensor) -> None:
         """Drop the other examples."""
@@ -65,7 +71,9 @@ class Climb:
 
 @dataclass(frozen=True)
 class APGD(Attack):
-    """Auto-PGD with `steps` iterations; `eot` averages the gradient of a random model over that many passes."""
+    """Auto-PGD with `steps` iterations; `eot` averages the gradient of a random model over that many passes; `hope`
+    None goes on to the last step with every example that is not fooled.
+    """
 
     threat: Threat
     steps: int = 100
@@ -74,8 +82,10 @@ class APGD(Attack):
     restarts: int = 1
     rho: float = 0.75
     eot: int = 1
+    hope: float | None = None
 
     def __post_init__(self) -> None:
+        check_hope(self.hope)
         if self.steps < 1 or self.restarts < 1 or self.eot < 1 or self.targets < 0:
             raise InputError(
                 f"APGD needs steps, restarts and eot of at least 1 and targets of at least 0, got steps={self.steps}, "
@@ -96,14 +106,16 @@ class APGD(Attack):
         """Adversarial inputs with the record of the search; `clean_logits` saves a pass where they are known."""
         search = Search.begin(model, self.threat, x, y, valid, goal, self.loss, clean_logits)
         for aim in self._aims(search):
+            hopeful = torch.ones_like(search.fooled)
             for _ in range(self.restarts):
                 rows = search.standing()
+                rows = rows[hopeful[rows]]
                 if not len(rows):
-                    return search.close()
+                    break
                 if isinstance(self.threat, L1):
-                    self._narrowing(search, rows, aim, generator)
+                    self._narrowing(search, rows, aim, hopeful, generator)
                 else:
-                    self._climb(search, rows, aim, self.threat, self.steps, None, generator)
+                    self._climb(search, rows, aim, self.threat, self.steps, None, hopeful, generator)
         return search.close()
 
     def _aims(self, search: Search) -> list[Aim]:
@@ -114,7 +126,9 @@ class APGD(Attack):
         count = min(self.targets, search.logits.shape[1] - 1)
         return [search.aim.pulled(others[:, rank], "dlr") for rank in range(count)]
 
-    def _narrowing(self, search: Search, rows: Tensor, aim: Aim, generator: torch.Generator | None) -> None:
+    def _narrowing(
+        self, search: Search, rows: Tensor, aim: Aim, hopeful: Tensor, generator: torch.Generator | None
+    ) -> None:
         """The L1 schedule: most of the way in larger balls, each run's best point projected onto the next."""
         point: Tensor | None = None
         first = int(0.3 * self.steps)
@@ -125,7 +139,12 @@ class APGD(Attack):
             ball = self.threat.scaled(factor * self.threat.radius)
             if point is not None:
                 point = ball.project(point, search.x[rows], search.valid)
-            point = self._climb(search, rows, aim, ball, steps, point, generator, final=factor == 1)
+            point = self._climb(search, rows, aim, ball, steps, point, hopeful, generator, final=factor == 1)
+            if factor > 1 and self.hope is not None:
+                kept = hopeful[rows]
+                rows, point = rows[kept], point[kept]
+            if not len(rows):
+                return
 
     def _climb(
         self,
@@ -135,44 +154,48 @@ class APGD(Attack):
         threat: Threat,
         steps: int,
         point: Tensor | None,
+        hopeful: Tensor,
         generator: torch.Generator | None,
         final: bool = True,
     ) -> Tensor:
         """One ascent in `threat`; only a `final` one records what it finds.  Returns the best points (when not
-        final).
+        final); `hopeful` (batch,) loses what is given up.
         """
         start = search.x[rows]
         point = begin(threat, start, search.valid, generator) if point is None else point
         state = open_climb(rows, start, point, 2.0 * threat.stride(search.valid))
+        if self.hope is not None:
+            state.clean_gap = aim.take(rows).gap(search.logits[rows])
         sparse = isinstance(threat, L1)
         if sparse:
             state.step /= 2
             state.changed = share_changed(state)
             state.sparsity = state.changed / FEWER
         window = max(int((0.04 if sparse else 0.22) * steps), 1)
+        look, look_every = max(int(FIRST_LOOK * steps), 1), max(int(LOOK_EVERY * steps), 1)
         since = 0
+        taken = aim.take(state.rows)
         for iteration in range(steps + 1):
-            logits, loss, grad = ascend(search.model, state.point, aim.take(state.rows), self.eot)
+            logits, loss, grad = ascend(search.model, state.point, taken, self.eot)
             if final:
-                fooled = search.note(state.rows, state.point, logits, loss)
+                leaving = search.note(state.rows, state.point, logits, loss)
                 search.queries[state.rows] += self.eot - 1
             else:
-                fooled = torch.zeros_like(state.halved)
+                leaving = torch.zeros_like(state.halved)
                 search.queries[state.rows] += self.eot
-            if iteration:
-                state.rises += loss > state.loss
-            better = loss > state.best_loss
-            shape = per_example(better, state.point)
-            state.best_point = torch.where(shape, state.point, state.best_point)
-            state.best_grad = torch.where(shape, grad, state.best_grad)
-            state.best_loss = torch.where(better, loss, state.best_loss)
-            state.grad, state.loss = grad, loss
-            if iteration == 0:
-                state.checked_loss = state.best_loss
-            if bool(fooled.any()):
-                state.keep(~fooled)
+            rise(state, loss, grad, first=iteration == 0)
+            if self.hope is not None:
+                state.best_gap = torch.maximum(state.best_gap, taken.gap(logits))
+                if final and iteration >= look and (iteration - look) % look_every == 0:
+                    done = state.best_gap - state.clean_gap
+                    beyond = given_up(-state.best_gap, done, iteration / steps, self.hope) & ~leaving
+                    hopeful[state.rows[beyond]] = False
+                    leaving = leaving | beyond
+            if bool(leaving.any()):
+                state.keep(~leaving)
                 if not len(state.rows):
                     break
+                taken = aim.take(state.rows)
             if iteration == steps:
                 break
             since += iteration > 0
@@ -184,7 +207,23 @@ class APGD(Attack):
                     halve(state, window, self.rho)
                     window = max(window - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
             advance(state, threat, search.valid, first=iteration == 0)
+        if not final and self.hope is not None:
+            hopeful[state.rows[state.best_gap <= 0]] = False
         return state.best_point
+
+
+def rise(state: Climb, loss: Tensor, grad: Tensor, first: bool) -> None:
+    """Take one pass at the current points into the state."""
+    if not first:
+        state.rises += loss > state.loss
+    better = loss > state.best_loss
+    shape = per_example(better, state.point)
+    state.best_point = torch.where(shape, state.point, state.best_point)
+    state.best_grad = torch.where(shape, grad, state.best_grad)
+    state.best_loss = torch.where(better, loss, state.best_loss)
+    state.grad, state.loss = grad, loss
+    if first:
+        state.checked_loss = state.best_loss
 
 
 def begin(threat: Threat, start: Tensor, valid: Valid, generator: torch.Generator | None) -> Tensor:
@@ -221,6 +260,8 @@ def open_climb(rows: Tensor, start: Tensor, point: Tensor, step: float) -> Climb
         halved=one > 0,
         sparsity=one,
         changed=one,
+        clean_gap=-torch.inf * one,
+        best_gap=-torch.inf * one,
     )
 
 

@@ -10,7 +10,8 @@ each of the m classes that come next after the label on the clean input; with 0 
 nearest in the dual norm, at the cost of one gradient a class.
 
 `run` stops with an example as soon as a fooling point lies in the threat's set; `nearest` spends all its steps on
-bringing fooling points closer, and says how near they came.  Shapes, ranges and errors as in `gradient`.
+bringing fooling points closer, and says how near they came.  With a `hope`, `run` gives an example up towards a class
+when the nearest point that fooled lies too far outside (see `hope`).  Shapes, ranges and errors as in `gradient`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from holdfast.core.errors import InputError, UnsupportedError
+from holdfast.inputs.attack.hope import check_hope, given_up
 from holdfast.inputs.attack.hyperplane import towards_plane
 from holdfast.inputs.attack.loop import Attack, AttackRun, Model, Search, forward
 from holdfast.inputs.attack.losses import Goal
@@ -30,21 +32,26 @@ from holdfast.threats.balls import L1, L2, Linf
 from holdfast.threats.base import Threat, Valid, gaussian, per_example, valid_bounds
 
 _TINY = 1e-8
+#: Share of the steps after which an example may first be given up, and between one look and the next.
+FIRST_LOOK, LOOK_EVERY = 0.1, 0.05
 
 
 @dataclass(eq=False)
 class _Walk:
-    """Examples still walking: their places in the batch, where they started, where they are, the nearest success."""
+    """Examples still walking: their places in the batch, where they started, where they are, the nearest success of
+    all walks and of this one.
+    """
 
     rows: Tensor
     start: Tensor
     point: Tensor
     nearest: Tensor  # (rows,) size of the smallest change that fooled, inf for none
+    reached: Tensor  # the same of this walk alone
 
     def keep(self, chosen: Tensor) -> None:
         """Go on with some of them."""
         self.rows, self.start = self.rows[chosen], self.start[chosen]
-        self.point, self.nearest = self.point[chosen], self.nearest[chosen]
+        self.point, self.nearest, self.reached = self.point[chosen], self.nearest[chosen], self.reached[chosen]
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,10 @@ class FAB(Attack):
     alpha_max: float = 0.1
     eta: float = 1.05
     beta: float = 0.9
+    hope: float | None = None
 
     def __post_init__(self) -> None:
+        check_hope(self.hope)
         if not isinstance(self.threat, (Linf, L2, L1)) or isinstance(getattr(self.threat, "eps", None), Tensor):
             raise UnsupportedError(f"FAB needs an Linf, L2 or L1 ball of one radius, got {self.threat!r}")
         if self.steps < 1 or self.restarts < 1 or self.targets < 0:
@@ -141,20 +150,22 @@ class FAB(Attack):
         if not len(rows):
             return
         start = search.x[rows]
-        walk = _Walk(rows, start, self._begin(start, nearest[rows], search.valid, restart, generator), nearest[rows])
-        for _ in range(self.steps):
+        point = self._begin(start, nearest[rows], search.valid, restart, generator)
+        walk = _Walk(rows, start, point, nearest[rows], torch.full_like(nearest[rows], torch.inf))
+        look, look_every = max(int(FIRST_LOOK * self.steps), 1), max(int(LOOK_EVERY * self.steps), 1)
+        for step in range(1, self.steps + 1):
             classes = None if target is None else target[walk.rows]
             plane = self._plane(search, walk, classes)
             walk.point = self._step(walk, *plane, search.valid)
             logits = forward(search.model, walk.point)
             self._record(search, walk, logits, until)
             nearest[walk.rows] = walk.nearest
-            fooled = search.aim.take(walk.rows).reached(logits)
-            pulled = walk.start + self.beta * (walk.point - walk.start)
-            walk.point = torch.where(per_example(fooled, pulled), pulled, walk.point)
-            decided = walk.nearest <= until
-            if bool(decided.any()):
-                walk.keep(~decided)
+            leaving = walk.nearest <= until
+            if self.hope is not None and until > 0 and step >= look and (step - look) % look_every == 0:
+                beyond = given_up(walk.reached - until, until, step / self.steps, self.hope)
+                leaving = leaving | (beyond & torch.isfinite(walk.reached))
+            if bool(leaving.any()):
+                walk.keep(~leaving)
                 if not len(walk.rows):
                     return
 
@@ -217,14 +228,20 @@ class FAB(Attack):
         return torch.minimum(torch.maximum(moved, low), high).reshape(shape)
 
     def _record(self, search: Search, walk: _Walk, logits: Tensor, until: float) -> None:
-        """Note fooling points that are nearer than the ones known; inside the set they count as wins."""
+        """Note fooling points that are nearer than the ones known; inside the set they count as wins.  What fools is
+        then pulled back.
+        """
         search.queries[walk.rows] += 1
         aim = search.aim.take(walk.rows)
         size = self.threat.norm(walk.point - walk.start)
-        better = aim.reached(logits) & (size < walk.nearest)
+        fooled = aim.reached(logits)
+        walk.reached = torch.where(fooled, torch.minimum(size, walk.reached), walk.reached)
+        better = fooled & (size < walk.nearest)
         walk.nearest = torch.where(better, size, walk.nearest)
         wins = better if until == 0.0 else better & (size <= until)
         chosen = walk.rows[wins]
         search.x_adv[chosen] = walk.point[wins]
         search.best_loss[chosen] = aim.value(logits)[wins].to(search.best_loss.dtype)
         search.fooled[chosen] = True
+        pulled = walk.start + self.beta * (walk.point - walk.start)
+        walk.point = torch.where(per_example(fooled, pulled), pulled, walk.point)

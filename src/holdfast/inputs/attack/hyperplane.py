@@ -7,8 +7,9 @@ Given a point t, a plane <w, .> = b and a box low <= . <= high that holds t, fin
     L2          |delta_i| = min(lambda |w_i|, room_i)
     L1          coordinates are spent whole, in order of falling |w_i|, the last one in part
 
-<w, delta> is piecewise linear and rising in lambda, so lambda comes from one sort and one cumulative sum.  Where the
-box ends before the plane is reached, the answer is the corner nearest to it.
+<w, delta> is piecewise linear, rising and concave in lambda, so Newton's iteration from below is exact after a few
+rounds.  In L1 few coordinates are spent as a rule, so only the heaviest are sorted.  Where the box ends before the
+plane is reached, the answer is the corner nearest to it.
 """
 
 from __future__ import annotations
@@ -44,27 +45,51 @@ def towards_plane(
 
 
 def _level(weight: Flat, speed: Flat, room: Flat, wanted: Tensor) -> Flat:
-    """min(lambda speed, room) with sum of weight times that equal to `wanted`."""
+    """min(lambda speed, room) with sum of weight times that equal to `wanted`.
+
+    A coordinate that is at the end of its room stays there as lambda rises, so every round solves for lambda among the
+    others; the set of those at their end only grows, and when it stands still lambda is exact.
+    """
     tiny = torch.finfo(weight.dtype).tiny
-    ends = torch.where(weight > 0, room / speed.clamp(min=tiny), 0.0)
-    ends, order = ends.sort(1)
-    spent = (weight * room).gather(1, order).cumsum(1)
-    rate = (weight * speed).gather(1, order)
-    left = rate.flip(1).cumsum(1).flip(1)  # of the coordinates from here on
-    before = torch.nn.functional.pad(spent[:, :-1], (1, 0))
-    reached = torch.where(torch.isfinite(ends), before + ends * left, torch.inf)
-    first = (reached < wanted[:, None]).sum(1, keepdim=True)
-    place = first.clamp(max=weight.shape[1] - 1)
-    level = (wanted[:, None] - before.gather(1, place)) / left.gather(1, place).clamp(min=tiny)
-    level = torch.where(first == weight.shape[1], torch.inf, level.clamp(min=0))
-    return torch.where(torch.isfinite(level), torch.minimum(level * speed, room), room)
+    rate, gain = weight * speed, weight * room
+    level = wanted / rate.sum(1).clamp(min=tiny)
+    moved = torch.minimum(level[:, None] * speed, room)
+    ended = -1
+    for _ in range(weight.shape[1] + 1):
+        at_end = moved >= room
+        count = int(at_end.sum())
+        if count == ended:
+            break
+        ended = count
+        left = wanted - torch.where(at_end, gain, 0.0).sum(1)
+        free = torch.where(at_end, 0.0, rate).sum(1)
+        # Without a coordinate left to move the plane is out of reach, and what was wanted is not there.
+        level = torch.maximum(level, torch.where(free > 0, left / free.clamp(min=tiny), level))
+        moved = torch.minimum(level[:, None] * speed, room)
+    return moved
+
+
+#: Coordinates looked at first in L1.
+HEAVIEST = 64
 
 
 def _greedy(weight: Flat, room: Flat, wanted: Tensor) -> Flat:
     """Rooms spent in order of falling weight until `wanted` is reached."""
-    heavy, order = weight.sort(1, descending=True)
-    gains = (weight * room).gather(1, order)
-    before = torch.nn.functional.pad(gains.cumsum(1)[:, :-1], (1, 0))
-    need = (wanted[:, None] - before).clamp(min=0) / heavy.clamp(min=torch.finfo(weight.dtype).tiny)
-    spent = torch.minimum(need, room.gather(1, order))
-    return torch.zeros_like(room).scatter(1, order, spent)
+    spent = torch.zeros_like(room)
+    heaviest = min(HEAVIEST, weight.shape[1])
+    heavy, order = weight.topk(heaviest, dim=1)
+    enough = (heavy * room.gather(1, order)).sum(1) >= wanted
+    rows = (~enough).nonzero().squeeze(1)
+    spent.scatter_(1, order, _spend(heavy, room.gather(1, order), wanted))
+    if len(rows) and heaviest < weight.shape[1]:
+        heavy, order = weight[rows].sort(1, descending=True)
+        spent[rows] = spent[rows].scatter(1, order, _spend(heavy, room[rows].gather(1, order), wanted[rows]))
+    return spent
+
+
+def _spend(weight: Flat, room: Flat, wanted: Tensor) -> Flat:
+    """Rooms spent from left to right until `wanted` is reached."""
+    gains = (weight * room).cumsum(1)
+    before = torch.nn.functional.pad(gains[:, :-1], (1, 0))
+    need = (wanted[:, None] - before).clamp(min=0) / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+    return torch.minimum(need, room)

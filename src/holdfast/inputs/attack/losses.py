@@ -120,6 +120,14 @@ class Aim:
         """The loss of every example; the attack raises it."""
         return _FUNCTIONS[self.loss](logits, self.y, self.towards)
 
+    def gap(self, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
+        """How far the prediction is from the class that is pulled to: the margin whose sign tells who wins, negative
+        before.
+        """
+        if self.towards is None or self.exact:
+            return margin(logits, self.y, self.towards)
+        return (logits.gather(1, self.towards[:, None]) - logits.gather(1, self.y[:, None])).squeeze(1)
+
     def reached(self, logits: Float[Tensor, "batch classes"]) -> Bool[Tensor, " batch"]:
         """Whether the prediction is what the attack wants; outputs that are not finite never count."""
         predicted = logits.argmax(1)

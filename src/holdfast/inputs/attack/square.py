@@ -2,6 +2,7 @@
 
 Every query proposes a square (per example: its own place and signs) and keeps it when the margin z_y - max_{j != y}
 z_j falls.  The share p of the input that a square covers starts at `first_share` and falls on the published schedule.
+With a `hope`, an example whose margin has too far to go is given up (see `hope`).
 
     L-infinity and Box   start with vertical stripes at the ends of the interval; a square sets its channels to one end
     L2 and L1            start with a 5 x 5 grid of bumps brought into the ball; a step clears one window and spends
@@ -20,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from holdfast.core.errors import InputError, UnsupportedError
+from holdfast.inputs.attack.hope import check_hope, given_up
 from holdfast.inputs.attack.loop import Attack, AttackRun, Model, Search, forward
 from holdfast.inputs.attack.losses import Goal
 from holdfast.threats.balls import L1, L2, Box, Linf
@@ -27,6 +29,8 @@ from holdfast.threats.base import Threat, Valid, uniform
 
 #: Query number after which the share is first_share / 2**(place + 1).
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+#: Share of the queries after which an example may first be given up, and between one look and the next.
+FIRST_LOOK, LOOK_EVERY = 0.05, 0.01
 
 
 def share(query: int, first_share: float) -> float:
@@ -42,8 +46,10 @@ class Square(Attack):
     queries: int = 5000
     first_share: float = 0.8
     rescale: bool = False
+    hope: float | None = None
 
     def __post_init__(self) -> None:
+        check_hope(self.hope)
         if not isinstance(self.threat, (Linf, Box, L2, L1)):
             raise UnsupportedError(f"Square attacks L-infinity, Box, L2 and L1 threats, not {self.threat!r}")
         if self.queries < 1 or not 0 < self.first_share <= 1:
@@ -73,6 +79,9 @@ class Square(Attack):
         power = 1 if isinstance(self.threat, L1) else 2
         current = stripes(plane, ends, generator) if by_ends else bump_grid(plane, power, generator)
         best = torch.full_like(search.best_loss[rows], -torch.inf)
+        aim = search.aim.take(rows)
+        clean = aim.value(search.logits[rows])
+        look, look_every = max(int(FIRST_LOOK * self.queries), 1), max(int(LOOK_EVERY * self.queries), 1)
         for query in range(self.queries):
             if query == 0:
                 proposal = current
@@ -84,17 +93,19 @@ class Square(Attack):
                     proposal = move_mass(current, self.threat.radius, power, covered, generator)
             point = self._admissible(proposal, plane, by_ends, valid).reshape(start.shape)
             logits = forward(search.model, point)
-            loss = search.aim.take(rows).value(logits)
-            fooled = search.note(rows, point, logits, loss)
+            loss = aim.value(logits)
+            leaving = search.note(rows, point, logits, loss)
             better = loss > best
             # What is kept is the admissible change: mass that the valid range cut off is free to be spent elsewhere.
             kept = proposal if by_ends else point.reshape(plane.shape) - plane
             current = torch.where(better[:, None, None, None], kept, current)
             best = torch.where(better, loss, best)
-            if bool(fooled.any()):
-                keep = ~fooled
+            if self.hope is not None and query >= look and (query - look) % look_every == 0:
+                leaving = leaving | given_up(-best, best - clean, query / self.queries, self.hope)
+            if bool(leaving.any()):
+                keep = ~leaving
                 rows, start, plane, current, best = rows[keep], start[keep], plane[keep], current[keep], best[keep]
-                ends = tuple(end[keep] for end in ends)
+                ends, aim, clean = tuple(end[keep] for end in ends), search.aim.take(rows), clean[keep]
                 if not len(rows):
                     break
         return search.close()
