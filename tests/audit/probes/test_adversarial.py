@@ -156,6 +156,26 @@ def test_what_noise_or_plain_steps_break_does_not_count_as_robust():
     assert {"noise beats the whole attack", "more steps do not help"} <= names
 
 
+def test_a_model_that_answers_at_random_is_attacked_through_averaged_gradients():
+    noise = torch.Generator().manual_seed(0)
+
+    class Jittered(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x + 0.02 * torch.randn(x.shape, generator=noise))
+
+    subject, weight = image_subject()
+    jittered, _ = image_subject(model=Jittered(Linear(weight)))
+    settings = Settings(threat=Linf(0.05))
+    plans = [AdversarialProbe().prepare(case, settings).plan for case in (subject, jittered)]
+    plain, averaged = ([getattr(a, "eot", 1) for _, a in plan.stages[plan.chosen].attacks] for plan in plans)
+    assert set(plain) == {1}
+    assert min(averaged) > 1
+
+
 def test_default_threats_follow_the_data():
     grey, colour = (image_subject(channels)[0] for channels in (1, 3))
     assert make_plan(grey, None).threat == Linf(0.1)

@@ -70,9 +70,9 @@ class AdversarialProbe:
 
     def prepare(self, subject: Subject, settings: Settings) -> State:
         """Choose threat and attacks; look for outputs that are random or probabilities."""
-        plan = make_plan(subject, settings.threat)
         x = subject.tensor(subject.test.inputs.take(np.arange(min(SYMPTOM_EXAMPLES, len(subject.test)))))
         seen = [symptoms.randomness(subject.model, x)]
+        plan = make_plan(subject, settings.threat, randomised=seen[0] is not None)
         if subject.access == Access.GRADIENTS:
             seen.append(symptoms.probabilities(subject.logits(x)))
         first_order = subject.access == Access.GRADIENTS and isinstance(plan.threat, (Linf, Box, L2, L1))

@@ -31,6 +31,8 @@ FRACTIONS = (0.25, 0.5, 1.0, 2.0)
 #: Radius of the last point for inputs without a valid range, in units of the chosen one.
 FAR = 100.0
 SAMPLE = 2000
+#: Passes whose gradients are averaged where a model answers differently each time.
+EOT_PASSES = 10
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,17 @@ def whole_range(threat: Threat, subject: Subject) -> Threat | None:
     return threat.scaled(span * factor)
 
 
-def attacks_at(threat: Threat, access: Access, effort: str) -> tuple[tuple[str, Attack], ...]:
-    """Attacks for one radius; `effort` is "light" beside the chosen radius and "full" at it."""
+def attacks_at(threat: Threat, access: Access, effort: str, randomised: bool = False) -> tuple[tuple[str, Attack], ...]:
+    """Attacks for one radius; `effort` is "light" beside the chosen radius and "full" at it.  Gradients of a model that
+    answers at random are averaged over `EOT_PASSES` passes.
+    """
     full = effort == "full"
+    if randomised and access >= Access.GRADIENTS and not isinstance(threat, Translation):
+        steps = 30 if full else 10
+        return tuple(
+            (f"APGD-{loss.upper()}", APGD(threat, steps=steps, eot=EOT_PASSES, loss=loss))
+            for loss in (("ce", "dlr") if full else ("ce",))
+        )
     if isinstance(threat, Translation):
         return (("every move", EveryMove(threat)),)
     if access >= Access.GRADIENTS:
@@ -172,9 +182,10 @@ def attacks_at(threat: Threat, access: Access, effort: str) -> tuple[tuple[str, 
     return (("random search", RandomNoise(threat, draws=200 if full else 50)),)
 
 
-def make_plan(subject: Subject, threat: Threat | None) -> Plan:
-    """The stages for a subject.  Raises UnsupportedError for a threat with nothing to search, InputError where it
-    does not fit.
+def make_plan(subject: Subject, threat: Threat | None, randomised: bool = False) -> Plan:
+    """The stages for a subject, `randomised` where passes over the same input differ.
+
+    Raises UnsupportedError for a threat with nothing to search, InputError where it does not fit.
     """
     if isinstance(threat, Corruption):
         raise UnsupportedError("a corruption is not searched for a worst case; the corruption probe measures it")
@@ -196,7 +207,7 @@ def make_plan(subject: Subject, threat: Threat | None) -> Plan:
         found[largest.radius] = (largest, False, True)
     found[threat.radius] = (threat, True, largest is not None and threat.radius >= largest.radius)
     stages = (
-        Stage(part, attacks_at(part, subject.access, "full" if chosen else "light"), chosen, everything)
+        Stage(part, attacks_at(part, subject.access, "full" if chosen else "light", randomised), chosen, everything)
         for _, (part, chosen, everything) in sorted(found.items())
     )
     return Plan(tuple(stages), words)
