@@ -134,3 +134,10 @@ def test_bad_requests_are_refused():
     with pytest.raises(InputError, match="queries"):
         GreedyTextAttack(WordSubstitution(typos), queries=0)
     assert attack(scores, [], np.zeros(0, dtype=np.int64)) == ()
+
+
+def test_chunks_change_nothing(monkeypatch):
+    attack = GreedyTextAttack(WordSubstitution(synonyms(TABLE), 0.4))
+    whole = attack.run(scores, TEXTS, Y)
+    monkeypatch.setattr("holdfast.inputs.text.greedy.CHUNK", 3)
+    assert attack.run(scores, TEXTS, Y).texts == whole.texts

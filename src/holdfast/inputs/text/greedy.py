@@ -49,6 +49,8 @@ class Found:
         return self.objective > 0
 
 
+#: Texts that go to the model together; bounds memory, not results.
+CHUNK = 4096
 #: Random texts that a search by labels asks for at once.
 _DRAWS = 25
 Search = Generator[list[str], Float[np.ndarray, " n"], Found]
@@ -257,7 +259,8 @@ def _differences(tokens: Sequence[str], others: Sequence[str]) -> int:
 
 def _scores(model: TextModel, texts: list[str], aim: Aim) -> torch.Tensor:
     """Scores (n, classes) in float64; labels become one and zeros, so that the right class is ahead by one."""
-    answers = torch.as_tensor(model(texts)).detach().cpu()
+    parts = [model(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK)]
+    answers = torch.cat([torch.as_tensor(part).detach().cpu() for part in parts])
     if answers.ndim == 1 and len(answers) == len(texts) and not answers.is_floating_point():
         classes = int(max(answers.max(), aim.y.max(), 1 if aim.towards is None else aim.towards.max(), 1)) + 1
         answers = torch.nn.functional.one_hot(answers.long(), classes)
