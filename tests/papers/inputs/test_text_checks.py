@@ -2,11 +2,11 @@
 
 import pytest
 
-from holdfast.papers.inputs import ranking_robustness
+from holdfast.papers.inputs import overstability, ranking_robustness
 from holdfast.papers.paper import Scale
 
 
-@pytest.mark.parametrize("entry", [ranking_robustness])
+@pytest.mark.parametrize("entry", [overstability, ranking_robustness])
 def test_smoke(entry):
     outcome = entry.check(Scale.SMOKE)
     assert outcome.criteria

@@ -189,7 +189,7 @@ def in_front(added: Sequence[str]) -> Options:
     return lambda word: [f"{other} {word}" for other in added]
 
 
-#: Edits that leave the meaning of a text as it is for a reader, at their usual strength.
+#: Edits after which a reader still follows, at their usual strength.
 EDITS: dict[str, Edit] = {
     "letters swapped": partial(replace_words, options=swapped),
     "letters dropped": partial(replace_words, options=dropped),
