@@ -9,7 +9,8 @@ from torch import nn
 
 from holdfast.audit.probe import Batch, Evidence, Probe, Settings
 from holdfast.audit.probes.attacked_inputs import ATTACKED_KINDS, hidden_layers
-from holdfast.audit.probes.detection import LAYER_SCORE, DetectionProbe
+from holdfast.audit.probes.detection import DetectionProbe
+from holdfast.audit.probes.detection_scores import LAYER_SCORE
 from holdfast.core.finding import Section
 from holdfast.core.seeds import torch_generator
 from holdfast.inputs.detection.metrics import auroc

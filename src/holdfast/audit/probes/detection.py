@@ -15,59 +15,24 @@ Energy: Liu et al., 2020.  Max softmax: Hendrycks and Gimpel, 2017.  Mahalanobis
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from holdfast.audit.pictures import picture
 from holdfast.audit.probe import Batch, Evidence, Needs, Rows, Settings
-from holdfast.audit.probes.attacked_inputs import ATTACKED_KINDS, Attacker, fit_layers, make_attacker
-from holdfast.audit.probes.foreign_inputs import IMAGE_KINDS, ROW_KINDS, foreign_inputs
+from holdfast.audit.probes.attacked_inputs import ATTACKED_KINDS
+from holdfast.audit.probes.detection_scores import CONFIDENT, State, prepare_scores, scored
+from holdfast.audit.probes.foreign_inputs import foreign_inputs
 from holdfast.core.estimate import Estimate
 from holdfast.core.exhibit import Bars, Exhibit, Gallery, Histogram, Table
 from holdfast.core.finding import Doubt, Finding, Section
 from holdfast.core.seeds import numpy_generator
 from holdfast.core.sequences import anytime_mean
-from holdfast.inputs.detection.layerwise import LayerwiseMahalanobis
-from holdfast.inputs.detection.mahalanobis import MahalanobisDetector
 from holdfast.inputs.detection.metrics import auroc, fpr_at_tpr
-from holdfast.inputs.detection.scores import LOGIT_SCORES, energy, max_softmax
-from holdfast.inputs.features import Features, last_linear
 from holdfast.subject.data import Data
 from holdfast.subject.subject import Access, Subject
-
-SCORES = ("energy", "max softmax")
-FEATURE_SCORE = "Mahalanobis"
-LAYER_SCORE = "layers, fitted on FGSM"
-CONFIDENT = 0.9
-REFERENCE_ROWS = 2000
-
-
-@dataclass(frozen=True)
-class State:
-    """What `examine` needs beside the batch; `lead` is the declared score."""
-
-    kinds: tuple[str, ...]
-    scores: tuple[str, ...]
-    lead: str
-    reference: Tensor
-    layer: str | None = None
-    detector: MahalanobisDetector | None = None
-    centre: np.ndarray | None = None
-    scale: np.ndarray | None = None
-    layers: LayerwiseMahalanobis | None = None
-    attacker: Attacker | None = None
-    without_features: str = ""
-    without_layers: str = ""
-    without_attacks: str = ""
-
-    @property
-    def lead_attacked(self) -> str:
-        """The score declared for attacked inputs."""
-        return self.lead if self.layers is None else LAYER_SCORE
 
 
 @dataclass(frozen=True)
@@ -82,28 +47,7 @@ class DetectionProbe:
 
     def prepare(self, subject: Subject, settings: Settings) -> State:
         """Look at typical values of the inputs, choose the declared scores, fit the detectors on training data."""
-        source = subject.train or subject.test
-        x, y = _sample(source, settings.seed)
-        logits = subject.logits(subject.tensor(x[:64])).double().cpu().numpy()
-        normalised = bool(np.abs(energy(logits)).max() < 1e-4)
-        kinds = IMAGE_KINDS if subject.modality == "image" else ROW_KINDS
-        attacker, without_attacks = make_attacker(subject, settings)
-        state = State(
-            kinds,
-            SCORES,
-            "max softmax" if normalised else "energy",
-            torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)),
-            attacker=attacker,
-            without_attacks=without_attacks,
-            without_layers=without_attacks,
-        )
-        state = _with_features(subject, state, x, y)
-        if attacker is None or subject.train is None:
-            return state if attacker is None else replace(state, without_layers="no training data were given")
-        mixed = numpy_generator(settings.seed, "detection", "halves").permutation(len(x))
-        layers, reason = fit_layers(subject, attacker, x[mixed], y[mixed])
-        scores = state.scores if layers is None else (*state.scores, LAYER_SCORE)
-        return replace(state, layers=layers, scores=scores, without_layers=reason)
+        return prepare_scores(subject, settings)
 
     def examine(self, subject: Subject, state: State, batch: Batch) -> Rows:
         """Columns: `typical` (n, scores), `foreign` (n, kinds, scores), `sure` (n, kinds): 1 for a confident answer.
@@ -114,11 +58,11 @@ class DetectionProbe:
         foreign, sure = [], []
         for kind in state.kinds:
             made = foreign_inputs(kind, subject, state.reference, batch)
-            scores, confident = _scored(subject, state, made)
+            scores, confident = scored(subject, state, made)
             foreign.append(scores)
             sure.append(confident)
         rows = {
-            "typical": _scored(subject, state, batch.x)[0],
+            "typical": scored(subject, state, batch.x)[0],
             "foreign": np.stack(foreign, axis=1),
             "sure": np.stack(sure, axis=1),
         }
@@ -128,10 +72,10 @@ class DetectionProbe:
             mine = batch.index < len(subject.other)  # every foreign example at most once, so that pairs are independent
             if mine.any():
                 x = subject.tensor(subject.other.inputs.take(batch.index[mine]))
-                rows["other"][mine], rows["sure_other"][mine] = _scored(subject, state, x)
+                rows["other"][mine], rows["sure_other"][mine] = scored(subject, state, x)
         if state.attacker is not None:
             x, success = state.attacker.inputs(subject, batch)
-            scores = _scored(subject, state, x.flatten(0, 1))[0].reshape(*success.shape, -1)
+            scores = scored(subject, state, x.flatten(0, 1))[0].reshape(*success.shape, -1)
             rows["attacked"] = np.where(success[..., None], scores, np.nan)
         return rows
 
@@ -262,7 +206,6 @@ def _foreign_sets(state: State, evidence: Evidence) -> dict[str, np.ndarray]:
 def _exhibits(
     subject: Subject, state: State, evidence: Evidence, sets: dict[str, np.ndarray], settings: Settings
 ) -> tuple[Exhibit, ...]:
-    lead = state.scores.index(state.lead)
     areas = {
         (score, name): auroc(evidence["typical"][:, s], values[:, s], level=settings.level)
         for s, score in enumerate(state.scores)
@@ -279,22 +222,28 @@ def _exhibits(
         "shown, not chosen from.  These intervals (DeLong) are for a run of fixed length.",
     )
     bars = Bars(
-        f"How well the {state.lead} score tells each kind apart",
+        "How well the declared score tells each kind apart",
         "AUROC",
         tuple(sets),
-        tuple(areas[state.lead, name] for name in sets),
+        tuple(areas[state.declared(name), name] for name in sets),
         reference=0.5,
         limits=(0.0, 1.0),
         caption="0.5 is blind; below 0.5 the model finds such inputs more typical than the test data.",
     )
-    shown: list[Exhibit] = [_histogram(evidence["typical"][:, lead], sets, lead, state.lead), bars, table]
+    attacked = {kind: values for kind, values in sets.items() if kind in ATTACKED_KINDS}
+    foreign = {kind: values for kind, values in sets.items() if kind not in ATTACKED_KINDS}
+    shown: list[Exhibit] = [_histogram(state, evidence, foreign, state.lead)]
+    if attacked:
+        shown.append(_histogram(state, evidence, attacked, state.lead_attacked))
+    shown += [bars, table]
     if subject.other is not None and "other" in evidence.columns:
-        shown.append(_gallery(subject, subject.other, evidence, lead))
+        shown.append(_gallery(subject, subject.other, evidence, state.scores.index(state.lead)))
     return tuple(shown)
 
 
-def _histogram(typical: np.ndarray, sets: dict[str, np.ndarray], lead: int, name: str) -> Histogram:
-    groups = {"test data": typical, **{kind: values[:, lead] for kind, values in sets.items()}}
+def _histogram(state: State, evidence: Evidence, sets: dict[str, np.ndarray], name: str) -> Histogram:
+    score = state.scores.index(name)
+    groups = {"test data": evidence["typical"][:, score], **{kind: values[:, score] for kind, values in sets.items()}}
     low, high = np.quantile(np.concatenate(list(groups.values())), [0.005, 0.995])
     edges = np.linspace(low, high if high > low else low + 1.0, 31)
     counted = tuple(
@@ -302,7 +251,7 @@ def _histogram(typical: np.ndarray, sets: dict[str, np.ndarray], lead: int, name
         for kind, values in groups.items()
     )
     return Histogram(
-        f"Scores of inputs that do and do not belong ({name})",
+        f"Scores of test data beside {', '.join(sets)}",
         f"{name} score (higher: more typical)",
         tuple(map(float, edges)),
         counted,
@@ -324,22 +273,22 @@ def _gallery(subject: Subject, other: Data, evidence: Evidence, lead: int) -> Ga
 
 
 def _doubts(state: State, evidence: Evidence, sets: dict[str, np.ndarray], settings: Settings) -> list[Doubt]:
-    lead = state.scores.index(state.lead)
-    typical = evidence["typical"][:, lead]
-    inverted = [
-        name for name, values in sets.items() if auroc(typical, values[:, lead], level=settings.level).high < 0.5
-    ]
-    doubts = []
-    if inverted:
-        doubts.append(
-            Doubt(
-                "score upside down",
-                f"The {state.lead} score is higher on {' and '.join(inverted)} than on the test data, so a threshold "
-                "on it would let these inputs in and keep test examples out.",
-                touches=("detection.auroc", "detection.auroc_attacked", "detection.fpr95"),
-                advice="Do not threshold this score for such inputs; another score may do better (see the table).",
-            )
+    typical = evidence["typical"][:, state.scores.index(state.lead)]
+    inverted: dict[str, list[str]] = {}
+    for name, values in sets.items():
+        score = state.scores.index(state.declared(name))
+        if auroc(evidence["typical"][:, score], values[:, score], level=settings.level).high < 0.5:
+            inverted.setdefault(state.declared(name), []).append(name)
+    doubts = [
+        Doubt(
+            "score upside down",
+            f"The {score} score is higher on {' and '.join(names)} than on the test data, so a threshold on it would "
+            "let these inputs in and keep test examples out.",
+            touches=("detection.auroc", "detection.auroc_attacked", "detection.fpr95"),
+            advice="Do not threshold this score for such inputs; another score may do better (see the table).",
         )
+        for score, names in inverted.items()
+    ]
     if np.ptp(typical) == 0:
         doubts.append(
             Doubt(
@@ -378,44 +327,3 @@ def _method(state: State, subject: Subject) -> str:
         f"{state.lead}.  AUROC from disjoint pairs of examples, valid whenever the audit stops; the share let through "
         f"at 95% is bootstrapped for the examples seen.  {detector}  {attacks}"
     )
-
-
-def _scored(subject: Subject, state: State, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (n, scores) and whether the model is confident (n,), as float64."""
-    if state.layer is None:
-        logits = subject.logits(x).double().cpu().numpy()
-    else:
-        (features,), logits = Features(subject.model, (state.layer,), at="input").with_logits(x)
-    columns = [LOGIT_SCORES[name](logits) for name in SCORES]
-    if state.detector is not None and state.centre is not None and state.scale is not None:
-        columns.append(state.detector.score_samples((features - state.centre) / state.scale))
-    if state.layers is not None:
-        columns.append(state.layers.score_samples(x))
-    return np.stack(columns, axis=1), (max_softmax(logits) >= np.log(CONFIDENT)).astype(np.float64)
-
-
-def _feature_layer(subject: Subject) -> tuple[str | None, str]:
-    if subject.access < Access.GRADIENTS:
-        return None, "the model gives scores but not its layers"
-    if subject.train is None:
-        return None, "it needs training data, and none were given"
-    layer = last_linear(subject.model)
-    return (layer, "") if layer is not None else (None, "the model has no linear layer to take features from")
-
-
-def _with_features(subject: Subject, state: State, x: np.ndarray, y: np.ndarray) -> State:
-    layer, reason = _feature_layer(subject)
-    if layer is None:
-        return replace(state, without_features=reason)
-    kept = np.bincount(y)[y] >= 2  # a class needs two examples to have a spread
-    (features,) = Features(subject.model, (layer,), at="input")(subject.tensor(x[kept]))
-    centre, scale = features.mean(axis=0), features.std(axis=0)
-    scale = np.where(scale > 0, scale, 1.0)
-    detector = MahalanobisDetector().fit((features - centre) / scale, y[kept])
-    scores = (*state.scores, FEATURE_SCORE)
-    return replace(state, scores=scores, layer=layer, detector=detector, centre=centre, scale=scale)
-
-
-def _sample(data: Data, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    order = numpy_generator(seed, "detection", "reference").permutation(len(data))[:REFERENCE_ROWS]
-    return data.take(np.sort(order))
