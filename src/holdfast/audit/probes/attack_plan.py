@@ -15,6 +15,7 @@ from torch import Tensor
 
 from holdfast.core.errors import UnsupportedError
 from holdfast.inputs.attack.apgd import APGD
+from holdfast.inputs.attack.ensemble import hope_for
 from holdfast.inputs.attack.few_pixels import FewPixels
 from holdfast.inputs.attack.gradient import PGD
 from holdfast.inputs.attack.hopskipjump import HopSkipJump
@@ -33,6 +34,8 @@ FAR = 100.0
 SAMPLE = 2000
 #: Passes whose gradients are averaged where a model answers differently each time.
 EOT_PASSES = 10
+#: Few queries make uneven progress, so Square keeps more of its hope than in the ensemble.
+SQUARE_HOPE = 0.5
 
 
 @dataclass(frozen=True)
@@ -164,12 +167,13 @@ def attacks_at(threat: Threat, access: Access, effort: str, randomised: bool = F
             places = "saliency:3" if full else "saliency:1"
             patch = PatchAttack(threat, steps=40 if full else 20, step_size=0.1, locations=places)
             return (("patch", patch), ("APGD", APGD(threat, steps=50))) if full else (("patch", patch),)
-        chosen: list[tuple[str, Attack]] = [("PGD", PGD(threat, steps=40 if full else 20))]
+        chosen: list[tuple[str, Attack]] = [("PGD", PGD(threat, steps=20))]
         if full:
-            chosen.append(("APGD", APGD(threat, steps=50)))
-            chosen.append(("APGD-T", APGD(threat, steps=30, targets=3)))
+            hope = hope_for(threat)
+            chosen.append(("APGD", APGD(threat, hope=hope)))
+            chosen.append(("APGD-T", APGD(threat, targets=5, hope=hope)))
             if isinstance(threat, (Linf, Box, L2, L1)):
-                chosen.append(("Square", Square(threat, queries=100, rescale=True)))
+                chosen.append(("Square", Square(threat, queries=500, rescale=True, hope=SQUARE_HOPE)))
         else:
             chosen.append(("APGD-DLR", APGD(threat, steps=20, loss="dlr")))
         return tuple(chosen)

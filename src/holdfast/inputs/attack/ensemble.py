@@ -74,10 +74,9 @@ def _standard(threat: Threat) -> Members:
 
 
 def _adaptive(threat: Threat) -> Members:
-    sparse = isinstance(threat, L1)
-    hope = 3 * HOPE if sparse else HOPE
+    hope = hope_for(threat)
     return (
-        ("APGD-CE", APGD(threat, restarts=5 if sparse else 3, hope=hope)),
+        ("APGD-CE", APGD(threat, restarts=5 if isinstance(threat, L1) else 3, hope=hope)),
         ("APGD-T", APGD(threat, targets=9, restarts=3, hope=hope)),
         ("FAB-T", _fab(threat, hope=hope)),
         ("Square", _square(threat, 5000, hope=2 * HOPE)),
@@ -97,6 +96,11 @@ def _plus(threat: Threat) -> Members:
 
 def _rand(threat: Threat) -> Members:
     return (("APGD-CE", APGD(threat, eot=20)), ("APGD-DLR", APGD(threat, eot=20, loss="dlr")))
+
+
+def hope_for(threat: Threat) -> float:
+    """Share of its budget that a gradient attack grants to what an example has left."""
+    return 3 * HOPE if isinstance(threat, L1) else HOPE
 
 
 def _square(threat: Threat, queries: int, rescale: bool = False, hope: float | None = None) -> Square | None:
