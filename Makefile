@@ -37,8 +37,11 @@ floors: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(PIP) --editable ".[bench]"
-	$(PIP) --no-deps torchattacks pytorch-ood
+	$(PIP) --no-deps torchattacks pytorch-ood adv-lib adversarial-robustness-toolbox
+	$(PIP) --no-deps git+https://github.com/fra31/auto-attack@a392200
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks attacks
+	$(BIN)/python -m benchmarks --table
 
 docs: $(VENV)/.dev
 	$(PIP) --editable ".[docs]"

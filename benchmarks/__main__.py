@@ -1,6 +1,7 @@
 """`python -m benchmarks [NAME ...] [--runs N] [--list] [--table]`: run benchmarks and write results and table.
 
-`python -m benchmarks verification` is a table of its own, with options of its own (see `benchmarks.verification`).
+`python -m benchmarks verification` is a table of its own, with options of its own (see `benchmarks.verification`), and
+`python -m benchmarks attacks` compares attacks by what they break (see `benchmarks.attacks`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ def main() -> int:
         from benchmarks import verification
 
         return verification.main(sys.argv[2:])
+    if sys.argv[1:2] == ["attacks"]:
+        from benchmarks import attacks
+
+        return attacks.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run ours and a peer side by side.")
     parser.add_argument("names", nargs="*", help="benchmarks whose name starts so; all when none is given")
     parser.add_argument("--runs", type=int, default=RUNS, help=f"runs a side, at least {RUNS}")
