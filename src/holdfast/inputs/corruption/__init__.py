@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from holdfast.core.errors import InputError
 from holdfast.inputs.corruption import blur, digital, jpeg, noise, tone, weather
+from holdfast.inputs.corruption.layout import SMALLEST, Layout, as_given, channels_last, check_images
 from holdfast.inputs.corruption.streams import Streams
 from holdfast.inputs.corruption.tables import PARAMETERS, SIDES, TableName, table_for
 
-__all__ = ["FAMILIES", "LABELS", "SMALLEST", "corrupt"]
+__all__ = ["FAMILIES", "LABELS", "SMALLEST", "Layout", "corrupt"]
 
 _FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
     "gaussian_noise": noise.gaussian_noise,
@@ -42,9 +43,6 @@ _FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
 FAMILIES = tuple(_FUNCTIONS)
 #: How tables name a family.
 LABELS = {name: "frost (synthetic)" if name == "frost" else name.replace("_", " ") for name in FAMILIES}
-SMALLEST = 8
-
-Layout = Literal["channels_last", "channels_first"]
 
 
 def corrupt(
@@ -74,7 +72,7 @@ def corrupt(
     _check(x, name, severity, generator, layout)
     if len(x) == 0:
         return x.copy()
-    images = _channels_last(x, layout)
+    images = channels_last(x, layout)
     side = min(images.shape[1:3])
     table = table_for(side) if table is None else table
     function = _FUNCTIONS[name]
@@ -83,22 +81,7 @@ def corrupt(
         function = partial(weather.frost, textures=textures)
     parameters: Any = PARAMETERS[name][table][severity - 1]
     made = function(images, parameters, side / SIDES[table], Streams.of(generator, len(x)))
-    return _as_given(np.clip(made, 0, 1), x, layout)
-
-
-def _channels_last(x: np.ndarray, layout: Layout) -> np.ndarray:
-    pixels = x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else np.clip(x, 0, 1).astype(np.float32)
-    if x.ndim == 3:
-        return pixels[..., None]
-    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if layout == "channels_first" else pixels
-
-
-def _as_given(made: np.ndarray, x: np.ndarray, layout: Layout) -> np.ndarray:
-    if x.dtype == np.uint8:
-        made = np.round(made * 255)
-    if x.ndim == 4 and layout == "channels_first":
-        made = made.transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(made.reshape(x.shape).astype(x.dtype))
+    return as_given(np.clip(made, 0, 1), x, layout)
 
 
 def _check(x: np.ndarray, name: str, severity: int, generator: Any, layout: str) -> None:
@@ -106,21 +89,7 @@ def _check(x: np.ndarray, name: str, severity: int, generator: Any, layout: str)
         raise InputError(f"unknown corruption {name!r}; choose from {', '.join(FAMILIES)}")
     if severity not in (1, 2, 3, 4, 5):
         raise InputError(f"the severity of a corruption is 1 to 5, got {severity}")
-    if layout not in ("channels_last", "channels_first"):
-        raise InputError(f"layout must be 'channels_last' or 'channels_first', got {layout!r}")
-    if x.ndim not in (3, 4):
-        raise InputError(f"corruptions take (n, height, width) or (n, height, width, channels), got shape {x.shape}")
-    size = x.shape[2:] if x.ndim == 4 and layout == "channels_first" else x.shape[1:3]
-    if min(size) < SMALLEST:
-        hint = "; is it channels_first?" if layout == "channels_last" else ""
-        raise InputError(f"corruptions take images of at least 8x8 pixels, got {size[0]}x{size[1]}{hint}")
-    if not isinstance(generator, np.random.Generator) and len(generator) != len(x):
-        raise InputError(f"{len(generator)} generators were given for {len(x)} images; give one, or one an image")
-    if x.dtype != np.uint8:
-        if not np.issubdtype(x.dtype, np.floating):
-            raise InputError(f"corruptions take uint8, or floats in [0, 1], got {x.dtype}")
-        if len(x) and not (np.isfinite(x).all() and x.min() >= -1e-5 and x.max() <= 1 + 1e-5):
-            raise InputError(f"floats must be finite and lie in [0, 1], got {x.min():g} to {x.max():g}; rescale first")
+    check_images(x, generator, layout, "corruptions")
 
 
 def _check_textures(textures: Sequence[np.ndarray], size: tuple[int, ...]) -> None:
