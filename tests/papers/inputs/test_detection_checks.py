@@ -6,12 +6,12 @@ import torch
 
 from holdfast.inputs.boxes import average_precision
 from holdfast.papers.centre_detector import CellTargets, CentreDetector, detect, detection_loss, fit_detector
-from holdfast.papers.inputs import detector_shift, thermal_detect
+from holdfast.papers.inputs import attribute_editing, detector_shift, thermal_detect
 from holdfast.papers.paper import Scale
 from holdfast.papers.scenes import CutOuts, bounding_boxes, detection_scenes
 
 
-@pytest.mark.parametrize("entry", [detector_shift, thermal_detect])
+@pytest.mark.parametrize("entry", [attribute_editing, detector_shift, thermal_detect])
 def test_smoke(entry):
     outcome = entry.check(Scale.SMOKE)
     assert outcome.criteria
