@@ -18,6 +18,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from holdfast.core.errors import InputError
 
+#: At most so many training examples, evenly spaced, set the threshold: all pairs would take longer than all else.
+THRESHOLD_EXAMPLES = 2000
+
 
 class NeighbourDetector(BaseEstimator):
     """Score how near features are to those of training.
@@ -51,9 +54,10 @@ class NeighbourDetector(BaseEstimator):
         if self.k_ < self.k:
             warnings.warn(f"k={self.k} is not below the number of examples, {len(X)}; {self.k_} is used", stacklevel=2)
         self.neighbours_ = NearestNeighbors(n_neighbors=self.k_).fit(self._scaled(X))
-        # Without a query every example is left out of its own neighbours.
-        own = -self.neighbours_.kneighbors()[0][:, -1]
-        self.offset_ = float(np.quantile(own, self.contamination))
+        some = X[np.linspace(0, len(X) - 1, min(len(X), THRESHOLD_EXAMPLES)).astype(int)]
+        # One more neighbour than k: the nearest is the example itself.
+        own = self.neighbours_.kneighbors(self._scaled(some), self.k_ + 1)[0][:, -1]
+        self.offset_ = float(np.quantile(-own, self.contamination))
         return self
 
     def score_samples(self, X: Any) -> Float[np.ndarray, " n"]:

@@ -62,13 +62,13 @@ class VirtualLogit(BaseEstimator):
         centred = X - self.origin_
         _, directions = np.linalg.eigh(centred.T @ centred / len(X))  # by rising variance
         self.residual_ = directions[:, : size - dimension]
-        length = self._length(X).mean()
-        if not length > 1e-9 * np.abs(centred).max():
+        lengths = self._length(X)
+        if not lengths.mean() > 1e-9 * np.abs(centred).max():
             raise InputError(
                 f"the features lie in {dimension} dimensions and have no residual; choose a smaller dimension"
             )
-        self.alpha_ = float(logits.max(axis=1).mean() / length)
-        self.offset_ = float(np.quantile(self.score_samples(X), self.contamination))
+        self.alpha_ = float(logits.max(axis=1).mean() / lengths.mean())
+        self.offset_ = float(np.quantile(energy(logits) - self.alpha_ * lengths, self.contamination))
         return self
 
     def score_samples(self, X: Any) -> Float[np.ndarray, " n"]:
