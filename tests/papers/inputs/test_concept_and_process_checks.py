@@ -1,0 +1,14 @@
+"""The smoke check of `ecbm` runs and holds."""
+
+import pytest
+
+from holdfast.papers.inputs import ecbm
+from holdfast.papers.paper import Scale
+
+
+@pytest.mark.parametrize("entry", [ecbm])
+def test_smoke(entry):
+    outcome = entry.check(Scale.SMOKE)
+    assert len(outcome.criteria) >= 2
+    assert [criterion.statement for criterion in outcome.criteria if not criterion.passed] == []
+    assert outcome.to_dict()["seeds"] == [0]
