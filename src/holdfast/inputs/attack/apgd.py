@@ -105,18 +105,28 @@ class APGD(Attack):
     ) -> AttackRun:
         """Adversarial inputs with the record of the search; `clean_logits` saves a pass where they are known."""
         search = Search.begin(model, self.threat, x, y, valid, goal, self.loss, clean_logits)
-        for aim in self._aims(search):
-            hopeful = torch.ones_like(search.fooled)
-            for _ in range(self.restarts):
-                rows = search.standing()
-                rows = rows[hopeful[rows]]
-                if not len(rows):
-                    break
-                if isinstance(self.threat, L1):
-                    self._narrowing(search, rows, aim, hopeful, generator)
-                else:
-                    self._climb(search, rows, aim, self.threat, self.steps, None, hopeful, generator)
+        aims = self._aims(search)
+        rows = search.standing()
+        while aims and len(rows):
+            now = search.together(rows, len(aims), hopeful=self.hope is not None)
+            pairs = search.pairs(rows, aims[:now])
+            self._restarts(pairs, generator)
+            search.absorb(rows, pairs, torch.where(pairs.fooled, torch.inf, pairs.best_loss))
+            aims, rows = aims[now:], search.standing()
         return search.close()
+
+    def _restarts(self, search: Search, generator: torch.Generator | None) -> None:
+        """Climb with every pair; what was given up is not restarted."""
+        hopeful = torch.ones_like(search.fooled)
+        for _ in range(self.restarts):
+            rows = search.standing()
+            rows = rows[hopeful[rows]]
+            if not len(rows):
+                return
+            if isinstance(self.threat, L1):
+                self._narrowing(search, rows, hopeful, generator)
+            else:
+                self._climb(search, rows, self.threat, self.steps, None, hopeful, generator)
 
     def _aims(self, search: Search) -> list[Aim]:
         """The losses to climb, one run each."""
@@ -126,9 +136,7 @@ class APGD(Attack):
         count = min(self.targets, search.logits.shape[1] - 1)
         return [search.aim.pulled(others[:, rank], "dlr") for rank in range(count)]
 
-    def _narrowing(
-        self, search: Search, rows: Tensor, aim: Aim, hopeful: Tensor, generator: torch.Generator | None
-    ) -> None:
+    def _narrowing(self, search: Search, rows: Tensor, hopeful: Tensor, generator: torch.Generator | None) -> None:
         """The L1 schedule: most of the way in larger balls, each run's best point projected onto the next."""
         point: Tensor | None = None
         first = int(0.3 * self.steps)
@@ -139,7 +147,7 @@ class APGD(Attack):
             ball = self.threat.scaled(factor * self.threat.radius)
             if point is not None:
                 point = ball.project(point, search.x[rows], search.valid)
-            point = self._climb(search, rows, aim, ball, steps, point, hopeful, generator, final=factor == 1)
+            point = self._climb(search, rows, ball, steps, point, hopeful, generator, final=factor == 1)
             if factor > 1 and self.hope is not None:
                 kept = hopeful[rows]
                 rows, point = rows[kept], point[kept]
@@ -150,7 +158,6 @@ class APGD(Attack):
         self,
         search: Search,
         rows: Tensor,
-        aim: Aim,
         threat: Threat,
         steps: int,
         point: Tensor | None,
@@ -165,7 +172,7 @@ class APGD(Attack):
         point = begin(threat, start, search.valid, generator) if point is None else point
         state = open_climb(rows, start, point, 2.0 * threat.stride(search.valid))
         if self.hope is not None:
-            state.clean_gap = aim.take(rows).gap(search.logits[rows])
+            state.clean_gap = search.aim.take(rows).gap(search.logits[rows])
         sparse = isinstance(threat, L1)
         if sparse:
             state.step /= 2
@@ -174,7 +181,7 @@ class APGD(Attack):
         window = max(int((0.04 if sparse else 0.22) * steps), 1)
         look, look_every = max(int(FIRST_LOOK * steps), 1), max(int(LOOK_EVERY * steps), 1)
         since = 0
-        taken = aim.take(state.rows)
+        taken = search.aim.take(state.rows)
         for iteration in range(steps + 1):
             logits, loss, grad = ascend(search.model, state.point, taken, self.eot)
             if final:
@@ -195,7 +202,7 @@ class APGD(Attack):
                 state.keep(~leaving)
                 if not len(state.rows):
                     break
-                taken = aim.take(state.rows)
+                taken = search.aim.take(state.rows)
             if iteration == steps:
                 break
             since += iteration > 0

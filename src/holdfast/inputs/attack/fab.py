@@ -16,8 +16,7 @@ when the nearest point that fooled lies too far outside (see `hope`).  Shapes, r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -26,8 +25,8 @@ from torch import Tensor
 from holdfast.core.errors import InputError, UnsupportedError
 from holdfast.inputs.attack.hope import check_hope, given_up
 from holdfast.inputs.attack.hyperplane import towards_plane
-from holdfast.inputs.attack.loop import Attack, AttackRun, Model, Search, forward
-from holdfast.inputs.attack.losses import Goal
+from holdfast.inputs.attack.loop import Attack, AttackRun, Model, Search, forward, pieces
+from holdfast.inputs.attack.losses import Aim, Goal
 from holdfast.threats.balls import L1, L2, Linf
 from holdfast.threats.base import Threat, Valid, gaussian, per_example, valid_bounds
 
@@ -95,10 +94,7 @@ class FAB(Attack):
     ) -> AttackRun:
         """Adversarial inputs with the record of the search; `clean_logits` saves a pass where they are known."""
         search = Search.begin(model, self.threat, x, y, valid, goal, "margin", clean_logits)
-        nearest = torch.full_like(search.best_loss, torch.inf)
-        for target in self._targets(search):
-            for restart in range(self.restarts):
-                self._walk(search, search.standing(), target, restart, nearest, generator, until=self.threat.radius)
+        self._walks(search, search.standing(), generator, until=self.threat.radius)
         return search.close()
 
     def nearest(
@@ -116,31 +112,38 @@ class FAB(Attack):
         Points need not lie in the threat's set; `norm` is 0 where the clean input is wrong already.
         """
         search = Search.begin(model, self.threat, x, y, valid, goal, "margin", None)
-        nearest = torch.full_like(search.best_loss, torch.inf)
-        for target in self._targets(search):
-            for restart in range(self.restarts):
-                rows = search.attacked.nonzero().squeeze(1)
-                self._walk(search, rows, target, restart, nearest, generator, until=0.0)
+        nearest = self._walks(search, search.attacked.nonzero().squeeze(1), generator, until=0.0)
         nearest = torch.where(search.attacked, nearest, 0.0)
         found = search.attacked & torch.isfinite(nearest)
         return AttackRun(search.x_adv.detach(), found, search.queries, nearest, search.best_loss)
 
-    def _targets(self, search: Search) -> Iterator[Tensor | None]:
-        """(batch,) classes to walk to, one run each; None: whichever is nearest."""
-        if search.aim.exact:
-            yield search.aim.towards
-        elif not self.targets:
-            yield None
-        else:
-            others = search.logits.scatter(1, search.aim.y[:, None], -torch.inf).argsort(1, descending=True)
-            for rank in range(min(self.targets, search.logits.shape[1] - 1)):
-                yield others[:, rank]
+    def _aims(self, search: Search) -> list[Aim]:
+        """The classes to walk to, one run each; without one: to whichever is nearest."""
+        if search.aim.exact or not self.targets:
+            return [search.aim]
+        others = search.logits.scatter(1, search.aim.y[:, None], -torch.inf).argsort(1, descending=True)
+        return [search.aim.pulled(others[:, rank]) for rank in range(min(self.targets, search.logits.shape[1] - 1))]
+
+    def _walks(self, search: Search, rows: Tensor, generator: torch.Generator | None, until: float) -> Tensor:
+        """Every walk of `rows`; the sizes of the smallest changes that fooled, (batch,), inf for none."""
+        nearest = torch.full_like(search.best_loss, torch.inf)
+        aims = self._aims(search)
+        while aims and len(rows):
+            now = search.together(rows, len(aims), hopeful=self.hope is not None)
+            pairs = search.pairs(rows, aims[:now])
+            sizes = torch.full_like(pairs.best_loss, torch.inf)
+            for restart in range(self.restarts):
+                walking = pairs.standing() if until > 0 else torch.arange(len(sizes), device=sizes.device)
+                self._walk(pairs, walking, restart, sizes, generator, until)
+            search.absorb(rows, pairs, torch.where(sizes < nearest[rows].repeat(now), -sizes, -torch.inf))
+            nearest[rows] = torch.minimum(nearest[rows], sizes.reshape(now, -1).amin(0))
+            aims, rows = aims[now:], search.standing() if until > 0 else rows
+        return nearest
 
     def _walk(
         self,
         search: Search,
         rows: Tensor,
-        target: Tensor | None,
         restart: int,
         nearest: Tensor,
         generator: torch.Generator | None,
@@ -154,13 +157,11 @@ class FAB(Attack):
         walk = _Walk(rows, start, point, nearest[rows], torch.full_like(nearest[rows], torch.inf))
         look, look_every = max(int(FIRST_LOOK * self.steps), 1), max(int(LOOK_EVERY * self.steps), 1)
         for step in range(1, self.steps + 1):
-            classes = None if target is None else target[walk.rows]
-            plane = self._plane(search, walk, classes)
-            walk.point = self._step(walk, *plane, search.valid)
+            walk.point = self._step(walk, *self._plane(search, walk), search.valid)
             logits = forward(search.model, walk.point)
             self._record(search, walk, logits, until)
             nearest[walk.rows] = walk.nearest
-            leaving = walk.nearest <= until
+            leaving = (walk.nearest <= until) | (search.decided()[walk.rows] & (until > 0))
             if self.hope is not None and until > 0 and step >= look and (step - look) % look_every == 0:
                 beyond = given_up(walk.reached - until, until, step / self.steps, self.hope)
                 leaving = leaving | (beyond & torch.isfinite(walk.reached))
@@ -181,22 +182,30 @@ class FAB(Attack):
         low, high = valid_bounds(start, valid)
         return torch.minimum(torch.maximum(start + per_example(size, noise) * noise, low), high)
 
-    def _plane(self, search: Search, walk: _Walk, target: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _plane(self, search: Search, walk: _Walk) -> tuple[Tensor, Tensor]:
         """Normal (rows, values) and offset (rows,) of the linearised boundary to cross."""
-        y = search.aim.y[walk.rows]
-        with torch.enable_grad():
-            leaf = walk.point.detach().requires_grad_(True)
-            logits = search.model(leaf)
-            search.queries[walk.rows] += 1
-            gaps = logits - logits.gather(1, y[:, None])
-            if target is not None:
-                gap = gaps.gather(1, target[:, None]).squeeze(1)
-                (slope,) = torch.autograd.grad(gap.sum(), leaf)
-                value, normal = gap.detach(), slope.flatten(1)
-            else:
-                value, normal = self._nearest_boundary(gaps, leaf, y)
+        search.queries[walk.rows] += 1
+        aim, parts = search.aim.take(walk.rows), pieces(walk.point)
+        if parts <= 1:
+            value, normal = self._slope(search.model, walk.point, aim)
+        else:
+            places = torch.arange(len(walk.rows), device=walk.rows.device).tensor_split(parts)
+            seen = [self._slope(search.model, walk.point[rows], aim.take(rows)) for rows in places]
+            value, normal = (torch.cat(part) for part in zip(*seen))
         normal = torch.nan_to_num(normal, nan=0.0, posinf=0.0, neginf=0.0)
         return normal, (normal * walk.point.flatten(1)).sum(1) - value
+
+    def _slope(self, model: Model, point: Tensor, aim: Aim) -> tuple[Tensor, Tensor]:
+        """Value (rows,) and gradient (rows, values) of the gap z_c - z_y to the class walked to."""
+        with torch.enable_grad():
+            leaf = point.detach().requires_grad_(True)
+            logits = model(leaf)
+            gaps = logits - logits.gather(1, aim.y[:, None])
+            if aim.towards is None:
+                return self._nearest_boundary(gaps, leaf, aim.y)
+            gap = gaps.gather(1, aim.towards[:, None]).squeeze(1)
+            (slope,) = torch.autograd.grad(gap.sum(), leaf)
+        return gap.detach(), slope.flatten(1)
 
     def _nearest_boundary(self, gaps: Tensor, leaf: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Value and gradient of the gap to the class whose linearised boundary is nearest in the dual norm."""
@@ -241,7 +250,11 @@ class FAB(Attack):
         wins = better if until == 0.0 else better & (size <= until)
         chosen = walk.rows[wins]
         search.x_adv[chosen] = walk.point[wins]
-        search.best_loss[chosen] = aim.value(logits)[wins].to(search.best_loss.dtype)
-        search.fooled[chosen] = True
+        margin = aim if aim.exact else replace(aim, towards=None)
+        search.best_loss[chosen] = margin.value(logits)[wins].to(search.best_loss.dtype)
+        if until > 0:
+            search.win(chosen)
+        else:
+            search.fooled[chosen] = True
         pulled = walk.start + self.beta * (walk.point - walk.start)
         walk.point = torch.where(per_example(fooled, pulled), pulled, walk.point)

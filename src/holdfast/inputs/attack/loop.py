@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,6 +26,8 @@ Model = Callable[[Tensor], Tensor]
 #: to 1.5 times as long an image as 128 on two residual networks), on an accelerator enough to fill it.
 CHUNK = 128
 ACCELERATOR_CHUNK = 1024
+#: Input values of the (target, example) pairs that are searched together; bounds memory.
+PAIR_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +180,8 @@ class Search:
     fooled: Tensor
     queries: Tensor
     best_loss: Tensor
-    extras: dict[str, Tensor] = field(default_factory=dict)
+    owner: Tensor | None = None  # of a search over pairs: the place of each pair's example among those attacked
+    won: Tensor | None = None  # which of these examples some pair has fooled
 
     @classmethod
     def begin(
@@ -215,20 +218,74 @@ class Search:
             best_loss=torch.full_like(logits[:, 0], -torch.inf),
         )
 
+    def pairs(self, rows: Int[Tensor, " rows"], aims: Sequence[Aim]) -> Search:
+        """A search over (aim, example), aims first: all of `rows` towards every aim at once.  A pair is decided as soon
+        as any pair of its example has won.
+        """
+        many = rows.repeat(len(aims))
+        parts = [aim.take(rows) for aim in aims]
+        pulled = [part.towards for part in parts if part.towards is not None]
+        y = self.aim.y[many]
+        return Search(
+            model=self.model,
+            threat=self.threat,
+            x=self.x[many],
+            aim=replace(parts[0], y=y, towards=torch.cat(pulled) if pulled else None),
+            valid=self.valid,
+            logits=self.logits[many],
+            attacked=torch.ones_like(self.fooled[many]),
+            x_adv=self.x_adv[many],
+            fooled=torch.zeros_like(self.fooled[many]),
+            queries=torch.zeros_like(y),
+            best_loss=torch.full_like(self.best_loss[many], -torch.inf),
+            owner=torch.arange(len(rows), device=rows.device).repeat(len(aims)),
+            won=torch.zeros_like(self.fooled[rows]),
+        )
+
+    def absorb(self, rows: Int[Tensor, " rows"], pairs: Search, worth: Float[Tensor, " pairs"]) -> None:
+        """Take over what the pairs of `rows` found: of each example the pair worth most, where it won or its loss is
+        higher than any before.  A pair worth -inf is never taken.
+        """
+        self.queries[rows] += pairs.queries.reshape(-1, len(rows)).sum(0)
+        most, place = worth.reshape(-1, len(rows)).max(0)
+        best = place * len(rows) + torch.arange(len(rows), device=rows.device)
+        better = (most > -torch.inf) & (pairs.fooled[best] | (pairs.best_loss[best] > self.best_loss[rows]))
+        chosen, taken = rows[better], best[better]
+        self.x_adv[chosen], self.best_loss[chosen] = pairs.x_adv[taken], pairs.best_loss[taken]
+        self.fooled[chosen] = pairs.fooled[taken]
+
     def standing(self) -> Int[Tensor, " rows"]:
         """Indices of the examples still to be fooled."""
-        return (self.attacked & ~self.fooled).nonzero().squeeze(1)
+        return (self.attacked & ~self.decided()).nonzero().squeeze(1)
+
+    def decided(self) -> Bool[Tensor, " batch"]:
+        """Whether each example, or a pair of the same example, is fooled."""
+        return self.fooled if self.won is None or self.owner is None else self.won[self.owner]
+
+    def together(self, rows: Int[Tensor, " rows"], aims: int, hopeful: bool) -> int:
+        """How many of the `aims` to search at once: all, as far as memory goes, when most pairs are soon given up; else
+        as many as fill one pass.
+        """
+        values = max(self.x[:1].numel() * len(rows), 1)
+        wanted = aims if hopeful else -(-CHUNK // max(len(rows), 1))
+        return max(1, min(aims, wanted, PAIR_ELEMENTS // values))
+
+    def win(self, rows: Int[Tensor, " rows"]) -> None:
+        """Count these as fooled."""
+        self.fooled[rows] = True
+        if self.won is not None and self.owner is not None:
+            self.won[self.owner[rows]] = True
 
     def note(self, rows: Tensor, points: Tensor, logits: Tensor, loss: Tensor) -> Bool[Tensor, " rows"]:
-        """Record one pass of `rows` at `points`; returns which of them are fooled by it."""
+        """Record one pass of `rows` at `points`; returns which of them are decided by it."""
         self.queries[rows] += 1
         fooled = self.aim.take(rows).reached(logits)
         better = fooled | (loss > self.best_loss[rows])
         chosen = rows[better]
         self.x_adv[chosen] = points[better]
         self.best_loss[chosen] = loss[better].to(self.best_loss.dtype)
-        self.fooled[rows[fooled]] = True
-        return fooled
+        self.win(rows[fooled])
+        return fooled if self.owner is None else self.decided()[rows]
 
     def close(self) -> AttackRun:
         """Check and re-evaluate exactly what is returned."""

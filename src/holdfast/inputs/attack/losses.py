@@ -112,6 +112,10 @@ class Aim:
         """The aim of some examples."""
         return replace(self, y=self.y[rows], towards=None if self.towards is None else self.towards[rows])
 
+    def repeated(self, many: int) -> Aim:
+        """The aim of the batch `many` times over."""
+        return replace(self, y=self.y.repeat(many), towards=None if self.towards is None else self.towards.repeat(many))
+
     def pulled(self, towards: Int[Tensor, " batch"], loss: str | None = None) -> Aim:
         """The same winning condition with a loss that pulls to another class."""
         return replace(self, towards=towards, loss=loss or self.loss)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from holdfast.core.errors import InputError, UnsupportedError
 from holdfast.inputs.attack.hope import check_hope, given_up
-from holdfast.inputs.attack.loop import Attack, AttackRun, Model, Search, forward
+from holdfast.inputs.attack.loop import CHUNK, Attack, AttackRun, Model, Search, forward
 from holdfast.inputs.attack.losses import Goal
 from holdfast.threats.balls import L1, L2, Box, Linf
 from holdfast.threats.base import Threat, Valid, uniform
@@ -31,6 +31,8 @@ from holdfast.threats.base import Threat, Valid, uniform
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 #: Share of the queries after which an example may first be given up, and between one look and the next.
 FIRST_LOOK, LOOK_EVERY = 0.05, 0.01
+#: Query from which on at most so many proposals of an example are made at once, of which the best may be kept.
+SETTLED, MOST_AT_ONCE = 500, 8
 
 
 def share(query: int, first_share: float) -> float:
@@ -82,25 +84,36 @@ class Square(Attack):
         aim = search.aim.take(rows)
         clean = aim.value(search.logits[rows])
         look, look_every = max(int(FIRST_LOOK * self.queries), 1), max(int(LOOK_EVERY * self.queries), 1)
-        for query in range(self.queries):
+        query = 0
+        while query < self.queries:
+            # Once few proposals are kept, several of one example may be made at a time: passes of few rows are slow.
+            many = min(self._at_once(query, len(rows)), self.queries - query)
             if query == 0:
                 proposal = current
             else:
                 covered = share(query * 10000 // self.queries if self.rescale else query, self.first_share)
+                now, bounds = repeated(current, many), tuple(repeated(end, many) for end in ends)
                 if by_ends:
-                    proposal = set_square(current, ends, covered, generator)
+                    proposal = set_square(now, bounds, covered, generator)
                 else:
-                    proposal = move_mass(current, self.threat.radius, power, covered, generator)
-            point = self._admissible(proposal, plane, by_ends, valid).reshape(start.shape)
-            logits = forward(search.model, point)
+                    proposal = move_mass(now, self.threat.radius, power, covered, generator)
+            point = self._admissible(proposal, repeated(plane, many), by_ends, valid)
+            logits = forward(search.model, point.reshape(-1, *start.shape[1:]))
+            if many > 1:
+                worth = torch.nan_to_num(aim.repeated(many).value(logits), nan=-torch.inf).reshape(many, -1)
+                taken = worth.argmax(0) * len(rows) + torch.arange(len(rows), device=rows.device)
+                proposal, point, logits = proposal[taken], point[taken], logits[taken]
             loss = aim.value(logits)
-            leaving = search.note(rows, point, logits, loss)
+            leaving = search.note(rows, point.reshape(start.shape), logits, loss)
+            search.queries[rows] += many - 1
             better = loss > best
             # What is kept is the admissible change: mass that the valid range cut off is free to be spent elsewhere.
-            kept = proposal if by_ends else point.reshape(plane.shape) - plane
+            kept = proposal if by_ends else point - plane
             current = torch.where(better[:, None, None, None], kept, current)
             best = torch.where(better, loss, best)
-            if self.hope is not None and query >= look and (query - look) % look_every == 0:
+            query += many
+            if self.hope is not None and query >= look:
+                look = query + look_every
                 leaving = leaving | given_up(-best, best - clean, query / self.queries, self.hope)
             if bool(leaving.any()):
                 keep = ~leaving
@@ -109,6 +122,10 @@ class Square(Attack):
                 if not len(rows):
                     break
         return search.close()
+
+    def _at_once(self, query: int, rows: int) -> int:
+        """How many proposals of every example go through the model together."""
+        return max(1, min(MOST_AT_ONCE, CHUNK // rows)) if query >= SETTLED else 1
 
     def _admissible(self, proposal: Tensor, plane: Tensor, by_ends: bool, valid: Valid) -> Tensor:
         """Points of a proposal: itself between the ends; in the L2 ball a direction scaled to the whole radius and
@@ -121,6 +138,11 @@ class Square(Attack):
             return self.threat.project(plane + proposal, plane, limits)
         size = self.threat.norm(proposal).clamp(min=torch.finfo(plane.dtype).tiny)
         return self.threat.project(plane + proposal * (self.threat.radius / size)[:, None, None, None], plane, limits)
+
+
+def repeated(values: Tensor, many: int) -> Tensor:
+    """The batch `many` times over."""
+    return values.repeat(many, *(1,) * (values.ndim - 1)) if many > 1 else values
 
 
 def as_planes(x: Tensor) -> Float[Tensor, "batch channels height width"]:
