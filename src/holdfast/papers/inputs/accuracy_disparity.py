@@ -292,7 +292,7 @@ def _figure() -> Curve:
     return Curve(
         "How much a robustness constraint widens the accuracy gap",
         "majority to minority",
-        "gap of the robust rule minus gap of the standard rule",
+        "robust minus standard gap",
         tuple(series),
         x_log=True,
         caption="Closed form, 100 dimensions, Linf 0.2.  Under the Cauchy law the best rule ends up calling everything "
