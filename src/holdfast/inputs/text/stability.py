@@ -106,6 +106,9 @@ def overstability_figure(curves: Mapping[str, OverstabilityCurve]) -> Curve:
         "share of words kept",
         "share of the score preserved",
         tuple(curve.curve(name) for name, curve in curves.items()),
+        caption=(
+            "Overshooting counts like falling short, so a line dips while words that lower the score are still missing."
+        ),
     )
 
 
