@@ -92,8 +92,9 @@ def check(scale: Scale) -> Outcome:
         "network's metamers stop far from their references in 400 steps (1 600 steps, other step sizes, momentum and "
         "Adam did not bring the median error of 16 of them below 0.2), the robust one's near 0.01, so the two are not "
         "compared at equal error.  At the logits both match, and then metamers of both networks are at least as far "
-        "from the reference as an unrelated image.  Nearness to chance in the periphery, the finding with human "
-        "observers, is not reached by this observer and these networks: one region covers the image from 15 degrees on."
+        "from the reference as an unrelated image.  For what it is worth at unequal errors, the simulated observer "
+        "falls to near chance on robust metamers in the periphery and stays well above on standard ones, as people do, "
+        "though unlike theirs its accuracy on the latter falls as well: one region covers the image from 15 degrees on."
     )
     means = {name: squares[name][14] for name in squares}
     return Outcome(
