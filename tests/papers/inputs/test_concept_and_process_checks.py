@@ -1,12 +1,12 @@
-"""The smoke check of `ecbm` runs and holds."""
+"""The smoke checks of `ecbm` and `mpnp` run and hold."""
 
 import pytest
 
-from holdfast.papers.inputs import ecbm
+from holdfast.papers.inputs import ecbm, mpnp
 from holdfast.papers.paper import Scale
 
 
-@pytest.mark.parametrize("entry", [ecbm])
+@pytest.mark.parametrize("entry", [ecbm, mpnp])
 def test_smoke(entry):
     outcome = entry.check(Scale.SMOKE)
     assert len(outcome.criteria) >= 2
