@@ -220,7 +220,7 @@ def test_the_radius_of_a_ball_and_of_its_followers_are_known():
     assert closed.refuted == torch.inf
     with torch.no_grad():
         graph.model[2].bias.copy_(torch.tensor([0.1, 0.0]))
-    whole = verified_radius(graph, x, 0, right, valid=UNIT, budget_s=5)
+    whole = verified_radius(graph, x, 0, right, valid=UNIT, budget_s=60)
     assert whole.eps == 1.25
     assert whole.refuted == torch.inf
 
