@@ -185,8 +185,8 @@ def guided(
         gradient = gradient * free
         largest = gradient.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
         current = current.detach() - share * step_size * gradient / largest
-        ranks = torch.where(mask[:, None], torch.inf, current).flatten(2).argsort(dim=2, stable=True).argsort(dim=2)
-        current = torch.where(mask[:, None], x, palette.gather(2, ranks).view_as(x))
+        order = torch.where(mask[:, None], torch.inf, current).flatten(2).argsort(dim=2, stable=True)
+        current = torch.where(mask[:, None], x, torch.empty_like(palette).scatter(2, order, palette).view_as(x))
     return current
 
 

@@ -47,6 +47,16 @@ SIZES = (0.10, 0.08, 0.05)
 
 
 @dataclass(frozen=True)
+class _Material:
+    """What scenes are made of: objects, photographs, and which of ten sorts every photograph is."""
+
+    split: datasets.Split
+    objects: CutOuts
+    photos: np.ndarray
+    sorts: np.ndarray
+
+
+@dataclass(frozen=True)
 class _Scenes:
     images: Tensor
     masks: Tensor
@@ -56,7 +66,7 @@ class _Scenes:
 def check(scale: Scale) -> Outcome:
     """(a) objects are kept and sized as asked, (b) dropped rates of a plain CNN, (c) of one with random backgrounds."""
     full = scale is Scale.FULL
-    test = _scenes("test", TESTED if full else 12, HABIT, SEEDS[0])
+    test = _scenes(_material("test", TESTED if full else 12), HABIT, SEEDS[0])
     criteria = list(_faithful(test))
     if not full:
         return Outcome(tuple(criteria), seeds=SEEDS[:1])
@@ -65,8 +75,9 @@ def check(scale: Scale) -> Outcome:
         name: edit.edit(test.images, test.masks, generator)
         for name, edit in _edits(torch.from_numpy(photographs("test", SIDE))).items()
     }
+    material = _material("train", TRAINED)
     correct = {
-        name: _answers([_trained(habit, seed) for seed in SEEDS], test, made)
+        name: _answers([_trained(material, habit, seed) for seed in SEEDS], test, made)
         for name, habit in (("plain", HABIT), ("random backgrounds", 0.0))
     }
     plain, random = correct["plain"], correct["random backgrounds"]
@@ -122,16 +133,20 @@ def _edits(photos: Tensor) -> dict[str, ObjectEdit]:
     }
 
 
-def _scenes(split: datasets.Split, n: int, habit: float, seed: int) -> _Scenes:
-    generator = numpy_generator(seed, PAPER.key, "scenes", split)
+def _material(split: datasets.Split, n: int) -> _Material:
     objects = cut_outs(split, 0, n + n // 10 + 20)
     objects = CutOuts(*(part[:n] for part in (objects.pixels, objects.masks, objects.boxes, objects.kinds)))
-    photos, sorts = photographs(split, SIDE), datasets.cifar10(split)[1]
+    return _Material(split, objects, photographs(split, SIDE), datasets.cifar10(split)[1])
+
+
+def _scenes(material: _Material, habit: float, seed: int) -> _Scenes:
+    generator = numpy_generator(seed, PAPER.key, "scenes", material.split)
+    objects, n = material.objects, len(material.objects.kinds)
     usual = generator.random(n) < habit
     wanted = np.where(usual, 2 * objects.kinds + generator.integers(0, 2, n), generator.integers(0, 10, n))
-    members = [np.flatnonzero(sorts == sort) for sort in range(10)]
+    members = [np.flatnonzero(material.sorts == sort) for sort in range(10)]
     chosen = np.array([members[sort][generator.integers(len(members[sort]))] for sort in wanted])
-    images, masks = object_scenes(objects, photos[chosen], generator.uniform(0.10, 0.25, n), generator)
+    images, masks = object_scenes(objects, material.photos[chosen], generator.uniform(0.10, 0.25, n), generator)
     return _Scenes(torch.from_numpy(images), torch.from_numpy(masks), torch.from_numpy(objects.kinds))
 
 
@@ -188,8 +203,8 @@ def _convolution(entering: int, leaving: int, size: int, stride: int) -> tuple[n
     return convolution, nn.BatchNorm2d(leaving, affine=False), nn.ReLU()
 
 
-def _trained(habit: float, seed: int) -> nn.Module:
-    scenes = _scenes("train", TRAINED, habit, seed)
+def _trained(material: _Material, habit: float, seed: int) -> nn.Module:
+    scenes = _scenes(material, habit, seed)
     return fit(
         _Classifier(),
         scenes.images,
