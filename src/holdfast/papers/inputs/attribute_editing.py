@@ -40,7 +40,7 @@ PAPER = Paper(
 )
 
 SEEDS = (0, 1, 2)
-SIDE, TRAINED, EPOCHS, TESTED = 48, 6000, 4, 400
+SIDE, TRAINED, EPOCHS, TESTED = 48, 6000, 3, 400
 #: How often a training or test scene of a kind shows one of the two sorts of photograph that go with the kind.
 HABIT = 0.8
 SIZES = (0.10, 0.08, 0.05)
@@ -226,7 +226,7 @@ def _answers(models: list[nn.Module], test: _Scenes, made: dict[str, Tensor]) ->
         def right(images: Tensor, model: nn.Module = model) -> Tensor:
             return model(images).log_softmax(1).gather(1, test.kinds[:, None])[:, 0]
 
-        adversarial = ObjectEdit(complexity=20.0, guidance=right).edit(
+        adversarial = ObjectEdit(complexity=20.0, guidance=right, steps=10).edit(
             test.images, test.masks, torch_generator(SEEDS[0], PAPER.key, "adversarial")
         )
         reports.append(dropped_rates(model, test.images, test.kinds, {**made, "busier, adversarial": adversarial}))

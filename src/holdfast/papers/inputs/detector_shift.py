@@ -69,6 +69,10 @@ def check(scale: Scale) -> Outcome:
     line = fit_baseline([clean for clean, _ in baselines], [styled for _, styled in baselines])
     drops = {style: _estimate(plain["clean"] - plain[style]) for style in STYLES}
     gain = _estimate(_robustness(augmented, line) - _robustness(plain, line))
+    parts = {
+        "AP gained, clean": _estimate(augmented["clean"] - plain["clean"]),
+        "AP gained, unseen styles": _estimate(_unseen(augmented) - _unseen(plain)),
+    }
     criteria += [
         Criterion(
             "the plain detector loses AP under each of the six styles (95% bootstrap intervals above 0)",
@@ -78,7 +82,7 @@ def check(scale: Scale) -> Outcome:
         Criterion(
             "training on three styles raises effective robustness on the three others (95% bootstrap interval above 0)",
             gain.low > 0,
-            {"ER gained, unseen styles": gain, "slope": line.slope},
+            {"ER gained, unseen styles": gain, "slope": line.slope, **parts},
         ),
     ]
     ours, baseline = (_estimate(_robustness(part, line)) for part in (augmented, plain))
@@ -89,8 +93,10 @@ def check(scale: Scale) -> Outcome:
         f"photographs; {SCENES} to train on, {TESTED} to test on; half of the augmented detector's scenes are drawn as "
         f"{', '.join(SEEN)}. The plain detector's AP falls from {clean:.3f} to {styled:.3f} over the six styles, "
         f"{1 - styled / clean:.1%} relative. The baseline slope is fitted on plain detectors stopped after "
-        f"{', '.join(map(str, (*SNAPSHOTS, STEPS)))} steps, three seeds each; 0.45 is for COCO and COCO-O. The styles "
-        "are procedural stand-ins for the paper's photographs and drawings, and augmentation is ours: the paper "
+        f"{', '.join(map(str, (*SNAPSHOTS, STEPS)))} steps, three seeds each; 0.45 is for COCO and COCO-O. Training on "
+        f"styles changes AP on clean scenes by {parts['AP gained, clean']} and on unseen styles by "
+        f"{parts['AP gained, unseen styles']}: nearly all of the effective robustness gained is AP kept under shift "
+        "while AP without it fell, which the definition counts like a gain under shift. The styles are procedural stand-ins for the paper's photographs and drawings, and augmentation is ours: the paper "
         "compares published detectors."
     )
     return Outcome(tuple(criteria), ours, baseline, exhibits, SEEDS, notes)
@@ -195,7 +201,11 @@ def _replicates(found: Sequence[Found]) -> Replicates:
 
 
 def _robustness(ap: Replicates, line: BaselineLine) -> Float[np.ndarray, " resamples"]:
-    return np.asarray(np.mean([ap[style] for style in UNSEEN], axis=0) - line.expected(ap["clean"]))
+    return np.asarray(_unseen(ap) - line.expected(ap["clean"]))
+
+
+def _unseen(ap: Replicates) -> Float[np.ndarray, " resamples"]:
+    return np.asarray(np.mean([ap[style] for style in UNSEEN], axis=0))
 
 
 def _estimate(replicates: Float[np.ndarray, " resamples"]) -> Estimate:
