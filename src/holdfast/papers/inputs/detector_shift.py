@@ -96,7 +96,8 @@ def check(scale: Scale) -> Outcome:
         f"{', '.join(map(str, (*SNAPSHOTS, STEPS)))} steps, three seeds each; 0.45 is for COCO and COCO-O. Training on "
         f"styles changes AP on clean scenes by {parts['AP gained, clean']} and on unseen styles by "
         f"{parts['AP gained, unseen styles']}: nearly all of the effective robustness gained is AP kept under shift "
-        "while AP without it fell, which the definition counts like a gain under shift. The styles are procedural stand-ins for the paper's photographs and drawings, and augmentation is ours: the paper "
+        "while AP without it fell, which the definition counts like a gain under shift. The styles are procedural "
+        "stand-ins for the paper's photographs and drawings, and augmentation is ours: the paper "
         "compares published detectors."
     )
     return Outcome(tuple(criteria), ours, baseline, exhibits, SEEDS, notes)
