@@ -34,7 +34,7 @@ def rules():
         yield pytest.param(estimator, check, id=f"{place}-{getattr(check, 'func', check).__name__}")
 
 
-@pytest.mark.parametrize(("estimator", "check"), rules())
+@pytest.mark.parametrize(("estimator", "check"), list(rules()))
 def test_scikit_learn_rules(estimator, check):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # tables of one column have no x1
