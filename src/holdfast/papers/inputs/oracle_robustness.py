@@ -47,7 +47,7 @@ PAPER = Paper(
 )
 
 SEEDS = (0, 1, 2)
-TRAINED = 20_000
+TRAINED = 60_000
 JUDGED = 250  # test images a seed
 BUDGETS = (5, 15, 50)
 STEP = 0.04  # of the mean size of a code
@@ -65,10 +65,10 @@ def check(scale: Scale) -> Outcome:
     subjects: dict[str, Model] = {
         STANDARD: load("cnn"),
         ROBUST: load("cnn_linf"),
-        LINEAR: fit(perceptron(784, 10), x, y, _unchanged, PAPER.key, "linear", seed=0, epochs=3),
+        LINEAR: fit(perceptron(784, 10), x, y, _unchanged, PAPER.key, "linear", seed=0, epochs=1),
     }
     found: dict[tuple[str, int, int], FMRReport] = {}
-    agreement = []
+    agreement, unattacked = [], {}
     for seed in SEEDS:
         rows = slice(2000 + seed * JUDGED, 2000 + (seed + 1) * JUDGED)
         attack = _attack(oracles, _autoencoder(x[:10_000], seed), x_test[rows])
@@ -84,10 +84,13 @@ def check(scale: Scale) -> Outcome:
                     resampling=numpy_generator(seed, PAPER.key, name, "bootstrap"),
                 )
         run = attack.run(subjects[STANDARD], x_test[rows], y_test[rows])
+        originals, labels = x_test[rows][run.eligible], y_test[rows][run.eligible]
+        right = int((labels_of(load("residual"), originals) == labels).sum())
+        unattacked[f"unattacked, seed {seed}"] = clopper_pearson(right, len(labels))
         agreement.append(bool(attack.agreed(run.x_adv, y_test[rows])[run.eligible].all()))
     criteria = (
         quality,
-        _valid(found, agreement),
+        _valid(found, agreement, unattacked),
         _ordered(found),
         _stable(found),
         _falling(found),
@@ -98,10 +101,14 @@ def check(scale: Scale) -> Outcome:
         baseline=found[STANDARD, BUDGETS[-1], 0].fmr,
         exhibits=(_table(found), _figure(found)),
         seeds=SEEDS,
-        notes="Oracles: three small CNNs and nearest neighbours in 40 principal components, trained on 20 000 images; "
-        "held out: the shipped residual network.  Accuracies are on the images whose label all oracles share.  The "
-        "generator is an autoencoder with 32 numbers a code, so its images are smoother than photographs; the paper's "
-        "is a VQGAN, its oracles are foundation models, and its data ImageNet.",
+        notes="Oracles: three small CNNs, trained on all 60 000 images, and nearest neighbours in 40 principal "
+        "components; held out: the shipped residual network.  Accuracies are on the images whose label all oracles "
+        "share.  What fails: the held-out network follows the final images less than it follows the originals, so that "
+        "part of every FMR is images that have left their class; and the standard CNN has the architecture of the "
+        "oracles, which protects it, so that it and the linear model change places between seeds.  With oracles "
+        "trained on 20 000 images (vote right on 88.6%) the order was the same at every seed and validity 72% to 90%.  "
+        "The generator is an autoencoder with 32 numbers a code; the paper's is a VQGAN, its oracles are foundation "
+        "models, and its data ImageNet.",
     )
 
 
@@ -130,7 +137,7 @@ def _unchanged(x: Tensor) -> Tensor:
 def _oracle(x: Tensor, y: Tensor, seed: int) -> nn.Module:
     with torch.device("meta"):
         model = convolutional()
-    return fit(model.to_empty(device="cpu"), x, y, _unchanged, PAPER.key, "oracle", seed=seed, epochs=5)
+    return fit(model.to_empty(device="cpu"), x, y, _unchanged, PAPER.key, "oracle", seed=seed, epochs=4)
 
 
 class _Neighbours:
@@ -172,7 +179,9 @@ def _attack(oracles: list[Model], generator: ConvAutoencoder, x: Tensor) -> Orac
     return OracleBoundedAttack(oracles, generator, steps=BUDGETS[-1], step_size=STEP * size)
 
 
-def _valid(found: dict[tuple[str, int, int], FMRReport], agreement: list[bool]) -> Criterion:
+def _valid(
+    found: dict[tuple[str, int, int], FMRReport], agreement: list[bool], unattacked: dict[str, Estimate]
+) -> Criterion:
     validity = {
         f"{name}, seed {seed}": report.validity
         for (name, budget, seed), report in found.items()
@@ -182,7 +191,7 @@ def _valid(found: dict[tuple[str, int, int], FMRReport], agreement: list[bool]) 
         "every accepted image keeps the oracles' vote, and an oracle without a vote agrees on at least 90% of them, "
         "for every model and seed",
         all(agreement) and all(share.value >= 0.9 for share in validity.values()),
-        validity,
+        {**validity, **unattacked},
     )
 
 

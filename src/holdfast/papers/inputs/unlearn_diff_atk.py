@@ -48,7 +48,7 @@ PAPER = Paper(
 
 SEEDS = (0, 1, 2)  # each trains a model and unlearns the digit of its number
 PROMPTS, TOKENS = 20, 3
-TIMES = tuple(np.linspace(0.98, 0.04, 25).tolist())
+TIMES = tuple(np.linspace(0.98, 0.04, 50).tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +71,7 @@ def check(scale: Scale) -> Outcome:
     chance, gained = (np.concatenate([run.success.numpy() for run in runs]) for runs in (random, attacked))
     more = paired_difference(chance, gained)
     off = max(run.off_simplex for run in attacked)
+    shares = {name: attack_success([case.found[name] for case in cases]).total.value for name in cases[0].found}
     criteria = (
         Criterion(
             "unlearning works: at most 20% of the prompts show the digit without attack",
@@ -97,9 +98,12 @@ def check(scale: Scale) -> Outcome:
         SEEDS,
         notes=f"{PROMPTS} prompts a digit, {TOKENS} tokens put before each, {len(TIMES)} images a prompt for every "
         f"method; the reader of digits is right on {reader.accuracy:.1%} of held-out digits.  The vocabulary has 512 "
-        "tokens: among 64, with two synonyms a digit, 25 random prefixes of three tokens hit a synonym nine times in "
-        "ten, and nothing could beat them.  Unlearning changes what the denoiser is told of a prompt, stops as soon as "
-        "it works, and costs other digits too.",
+        "tokens: among 64, with two synonyms a digit, 50 random prefixes of three tokens hit a synonym 99 times in "
+        "100, and nothing could beat them.  Unlearning changes what the denoiser is told of a prompt, stops as soon as "
+        "it works, and costs other digits too.  The paper finds its attack ahead of a search by nearest tokens that "
+        f"needs the original model.  Here that search reaches {shares['nearest token, original model']:.0%}, and "
+        f"{shares['nearest token']:.0%} with the unlearned model's own loss; the simplex attack reaches "
+        f"{both.total.value:.0%} at the published step size and {shares['simplex, lr 0.1']:.0%} at ten times that.",
     )
 
 
@@ -120,14 +124,21 @@ def _case(seed: int, reader: Reader) -> _Case:
     def streams(name: str) -> torch.Generator:
         return torch_generator(seed, PAPER.key, name)
 
+    own = DenoisingLoss(forgot, targets, VP())
     found = {
         "simplex": TokenSimplexAttack(TOKENS).run(
-            words, forgot.table, DenoisingLoss(forgot, targets, VP()), TIMES, succeeded, generator=streams("simplex")
+            words, forgot.table, own, TIMES, succeeded, generator=streams("simplex")
+        ),
+        "simplex, lr 0.1": TokenSimplexAttack(TOKENS, lr=0.1).run(
+            words, forgot.table, own, TIMES, succeeded, generator=streams("simplex, lr 0.1")
         ),
         "random": RandomPrompt(TOKENS, evaluations=len(TIMES)).run(
             words, forgot.table, succeeded, generator=streams("random")
         ),
         "other seeds": SeedSearch(len(TIMES)).run(words, succeeded),
+        "nearest token": HardPrompt(TOKENS, lr=0.1).run(
+            words, forgot.table, own, TIMES, succeeded, generator=streams("nearest")
+        ),
         "nearest token, original model": HardPrompt(TOKENS, lr=0.1).run(
             words, forgot.table, _Mimicry(forgot, model, words, targets), TIMES, succeeded, generator=streams("hard")
         ),
