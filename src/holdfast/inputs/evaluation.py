@@ -174,7 +174,7 @@ EVALUATIONS: Mapping[str, Evaluation] = MappingProxyType(
 )
 
 
-def evaluations(needs: Need | None = None) -> dict[str, Evaluation]:
+def evaluations(needs: str | None = None) -> dict[str, Evaluation]:
     """Evaluations by name, all or those that need `needs`.  Raises InputError for a need that none has."""
     found = {name: entry for name, entry in EVALUATIONS.items() if needs in (None, entry.needs)}
     if not found:
