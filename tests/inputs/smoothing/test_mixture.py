@@ -77,7 +77,8 @@ shares = st.floats(1e-9, 1 - 1e-9)
 def test_our_smoothed_radius_is_never_below_the_published_one(p_label, share, alpha, sigma):
     p_rival = share * (1 - p_label)
     arguments = (np.array([p_label]), np.array([p_rival]), np.array([alpha]), sigma)
-    assert smoothed_radius(*arguments)[0] >= published_radius(*arguments)[0] - 1e-9 * sigma
+    # The normal quantile multiplies the rounding of a probability of 1 - 1e-9 by 1.6e8: radii are known to 2e-8 there.
+    assert smoothed_radius(*arguments)[0] >= published_radius(*arguments)[0] - 1e-7 * sigma
 
 
 @given(shares, shares, st.floats(0.5, 1.0))
