@@ -13,6 +13,7 @@ from scipy.optimize import linprog, minimize
 
 from holdfast.core.errors import InputError, UnsupportedError
 from holdfast.threats import L0, L1, L2, Box, Corruption, Linf
+from holdfast.threats.geometry import l1_threshold
 
 N = 6
 seeds = st.integers(0, 2**32 - 1)
@@ -83,6 +84,30 @@ def test_projection_is_the_nearest_point(threat, valid, seed):
             options={"ftol": 1e-14, "maxiter": 500},
         )
     assert float((ours - wild).square().sum()) <= best.fun + 1e-6
+
+
+def test_l1_threshold_settles_where_newton_steps_go_to_and_fro():
+    """Two of these coordinates are stuck; the others make Newton's steps repeat each other, 0.338 and 1.099 in turn."""
+    magnitude = torch.tensor([[1.056, 1.675, 1.138, 0.815, 0.292, 0.924]], dtype=torch.float64)
+    cap = torch.tensor([[0.5, 0.0, 0.9, 1.0, 0.294, 0.545]], dtype=torch.float64)
+    threshold = l1_threshold(magnitude, cap, 0.8)
+    assert torch.minimum((magnitude - threshold).clamp(min=0), cap).sum() == pytest.approx(0.8, abs=1e-12)
+
+
+@given(
+    seed=seeds,
+    n=st.sampled_from([1, 2, 3, 8, 50]),
+    radius=st.sampled_from([0.01, 0.8, 5.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_l1_threshold_spends_the_whole_radius(seed, n, radius, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    magnitude, cap = 2 * torch.rand(2, 200, n, generator=generator, dtype=dtype)
+    cap = torch.where(torch.rand(cap.shape, generator=generator) < 0.3, 0, cap)
+    reach = torch.minimum(magnitude, cap)
+    threshold = l1_threshold(magnitude, cap, radius)[..., None]
+    spent = torch.minimum((magnitude - threshold).clamp(min=0), reach).sum(-1)
+    assert torch.allclose(spent, reach.sum(-1).clamp(max=radius), rtol=0, atol=10 * n * torch.finfo(dtype).eps)
 
 
 @given(seed=seeds)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 #: Rounds after which halving alone has used up every bit of a bracket.
 LONGEST_SEARCH = 100
+#: Rounds of Newton steps before halving.
+PATIENCE = 30
 
 
 @torch.no_grad()
@@ -47,9 +49,10 @@ def l1_threshold(
 ) -> Float[Tensor, "*rows"]:
     """s >= 0 with sum_i clip(m_i - s, 0, cap_i) = radius; 0 when the sum at s = 0 is within the radius already.
 
-    The sum is piecewise linear and falls with s.  Newton's step is exact once its piece is found; one that leaves the
-    bracket seen so far is replaced by the bracket's middle, so the loop ends, usually within ten rounds and several
-    times sooner than a sort would.
+    The sum is piecewise linear and falls with s.  Newton's step is exact once its piece is found.  The sum is neither
+    convex nor concave, so the steps alone can go to and fro between two points for ever: one that does not fall
+    strictly inside the bracket seen so far is replaced by the bracket's middle.  That ends within about ten rounds,
+    several times sooner than a sort would; what is unsettled after `PATIENCE` rounds is halved to the end.
     """
     travel = torch.minimum(cap, magnitude)
     arrival = magnitude - travel  # a coordinate moves freely while s lies between its arrival and its magnitude
@@ -57,16 +60,17 @@ def l1_threshold(
     low, high = level, magnitude.amax(-1).double()
     settled = travel.sum(-1, dtype=torch.float64) <= radius
     tolerance = max(2 * torch.finfo(magnitude.dtype).eps, 1e-13)
-    for _ in range(LONGEST_SEARCH):
+    for rounds in range(PATIENCE + LONGEST_SEARCH):
         at = level[..., None].to(magnitude.dtype)
         excess = torch.minimum((magnitude - at).clamp(min=0), travel).sum(-1, dtype=torch.float64) - radius
         slope = ((magnitude > at) & (arrival <= at)).sum(-1)
         low, high = torch.where(excess > 0, level, low), torch.where(excess > 0, high, level)
         guess = level + excess / slope.clamp(min=1)
-        guess = torch.where((slope > 0) & (guess >= low) & (guess <= high), guess, (low + high) / 2)
-        moves = (guess - level).abs() > tolerance * guess
-        level = guess
-        if not bool((moves & ~settled).any()):
+        found = (slope > 0) & ((guess - level).abs() <= tolerance * guess)
+        steps = (slope > 0) & (guess > low) & (guess < high) if rounds < PATIENCE else found
+        level = torch.where(found | steps, guess, (low + high) / 2)
+        found |= high - low <= tolerance * high
+        if bool((found | settled).all()):
             break
     return torch.where(settled, 0.0, level).to(magnitude.dtype)
 

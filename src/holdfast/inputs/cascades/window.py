@@ -48,16 +48,17 @@ class Window:
     def around(cls, threshold: float, scores: Scores, half_width: float, direction: str = "both") -> Window:
         """The 2w share of `scores` around `threshold`, or (direction "below") the lowest 2w share whatever it is.
 
-        Equal scores stay together, so with many ties the share can exceed 2w.  Ends at the quantiles 0 and 1 are
-        infinite.
+        Equal scores stay together, so with many ties the share can exceed 2w; it is never less by a whole score.
+        Ends at the quantiles 0 and 1 are infinite.
         """
         if half_width == 0 or len(scores) == 0:
             return cls(math.inf, -math.inf)
         share = min(2 * half_width, 1.0)
         centre = float(np.mean(scores < threshold)) if direction == "both" else 0.0
         start = min(max(centre - half_width, 0.0), 1 - share)
-        low = -math.inf if start <= 0 else float(np.quantile(scores, start))
-        high = math.inf if start + share >= 1 else float(np.quantile(scores, start + share))
+        # Between two scores an interpolated quantile could shut both out; these are scores themselves.
+        low = -math.inf if start <= 0 else float(np.quantile(scores, start, method="inverted_cdf"))
+        high = math.inf if start + share >= 1 else float(np.quantile(scores, start + share, method="inverted_cdf"))
         return cls(low, high)
 
 

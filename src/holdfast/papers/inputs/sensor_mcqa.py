@@ -165,14 +165,14 @@ def _image_items(y: np.ndarray, n: int, generator: np.random.Generator) -> Itera
         yield MCQItem(f"Which of these is of class {asked}?", names, marks, key=key, asset=str(asked))
 
 
-def _learnt_bias(answers: Answers) -> Float[np.ndarray, " places"]:
-    """Bias of every place that makes the truths of these items likeliest (ridge 0.01, the last place at 0)."""
+def _learnt_bias(answers: Answers, ridge: float = 0.01) -> Float[np.ndarray, " places"]:
+    """Bias of every place that makes the truths of these items likeliest (the last place at 0)."""
     z = np.stack(answers.logits)
     truth = np.array([item.correct.index(True) for item in answers.items])
 
     def loss(free: np.ndarray) -> float:
         shifted = z + np.append(free, 0)
-        return float((logsumexp(shifted, axis=1) - shifted[np.arange(len(z)), truth]).mean() + 0.01 * free @ free)
+        return float((logsumexp(shifted, axis=1) - shifted[np.arange(len(z)), truth]).mean() + ridge * free @ free)
 
     return np.append(minimize(loss, np.zeros(4)).x, 0)
 
