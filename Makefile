@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 2
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: audit test lint types floors bench docs clean
+.PHONY: audit test slow lint types floors bench docs clean
 
 $(VENV)/.core: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ audit: $(VENV)/.core
 test: $(VENV)/.dev lint types floors
 	$(BIN)/pytest -n 2
 	$(BIN)/holdfast reproduce --all --smoke
+
+slow: $(VENV)/.dev
+	$(BIN)/pytest -n 2 -m slow --timeout=3000
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -59,6 +59,12 @@ def test_no_attacked_point_leaves_the_bounds(name):
     check(name, FAST, ("linf", "words"), samples=5, steps=3, seed=3)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_attacked_point_leaves_the_bounds_of_other_threats(name):
+    check(name, ("crown",), ("l2", "l1", "l0", "box"), samples=20, steps=5, seed=0)
+    check(name, ("alpha-crown",), ("l2",), samples=20, steps=5, seed=1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", FAMILIES)

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from holdfast.core.errors import InputError, UnsupportedError
 from holdfast.core.seeds import torch_generator
 from holdfast.inputs.bounds import METHODS, Region, bounds, capture, certify, margin_spec, patches, unsupported
+from holdfast.inputs.bounds.activation import LeakyReLU
+from holdfast.inputs.bounds.backward import Pass
+from holdfast.inputs.bounds.bounding import propagate
+from holdfast.inputs.bounds.interval import Propagation
 from holdfast.inputs.bounds.operator import Affine
+from holdfast.inputs.bounds.pooling import MaxPool
+from holdfast.inputs.bounds.rounding import Rounding
 from holdfast.inputs.bounds.rows import added, dense, inner, spread
 from holdfast.threats.balls import L1, L2, Linf
 
@@ -132,6 +138,83 @@ def test_windowed_rows_give_what_whole_rows_give(name, rounding, monkeypatch):
         found.append(bounds(captured(name), region, method="crown", rounding=rounding))
     torch.testing.assert_close(found[0].lower, found[1].lower, rtol=0, atol=1e-9)
     torch.testing.assert_close(found[0].upper, found[1].upper, rtol=0, atol=1e-9)
+
+
+def tiled(seed=0):
+    """Convolutions whose activations are pooled over squares that tile the image, the last row and column left out."""
+    layers = [nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 2), nn.ReLU(), nn.MaxPool2d(2)]
+    return drawn(nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 3)), seed, 2.0)
+
+
+@pytest.mark.parametrize("most", [2.0, -1.0], ids=["windows", "whole rows"])
+@pytest.mark.parametrize("rounding", ["nearest", "outward"])
+def test_squares_that_tile_the_image_are_pooled_like_any_windows(most, rounding, monkeypatch):
+    monkeypatch.setattr(patches, "MOST", most)
+    x = torch.rand(2, 1, 11, 11, generator=torch_generator(0, "tiled"), dtype=torch.float64)
+    graph, region = capture(tiled(), x[:1].float()), Region(x, Linf(0.03), (0.0, 1.0))
+    pools = [node.operator for node in graph.bind(x.dtype, x.device) if isinstance(node.operator, MaxPool)]
+    assert [pool.side for pool in pools] == [2, 2]
+    fast = bounds(graph, region, method="crown", rounding=rounding)
+    monkeypatch.setattr(MaxPool, "_side", lambda self: None)
+    plain = capture(tiled(), x[:1].float())
+    slow = bounds(plain, region, method="crown", rounding=rounding)
+    torch.testing.assert_close(fast.lower, slow.lower, rtol=0, atol=1e-9)
+    torch.testing.assert_close(fast.upper, slow.upper, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "side"),
+    [
+        ({"kernel_size": 3}, 3),
+        ({"kernel_size": 2, "stride": 2, "ceil_mode": True}, None),
+        ({"kernel_size": 2, "stride": 1}, None),
+        ({"kernel_size": 2, "padding": 1}, None),
+        ({"kernel_size": (2, 3)}, None),
+        ({"kernel_size": 2, "dilation": 2}, None),
+    ],
+)
+def test_which_windows_tile_the_image(options, side):
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.MaxPool2d(**options)).eval()
+    (pool,) = (s.operator for s in capture(model, torch.rand(1, 1, 8, 8)).bind(torch.float32, torch.device("cpu"))[1:])
+    assert pool.side == side
+
+
+def test_what_an_activation_feeds_is_refined_in_front_of_the_activation():
+    """Max pooling wants bounds of a ReLU's output; those are the image of the bounds of its input, never looser."""
+    x = torch.rand(2, 1, 11, 11, generator=torch_generator(0, "tiled"), dtype=torch.float64)
+    graph, region = capture(tiled(), x[:1].float()), Region(x, Linf(0.03), (0.0, 1.0))
+    nodes = graph.bind(x.dtype, x.device)
+    state = Propagation(nodes, region, Rounding(False, 0))
+    propagate(state, "crown", 1 << 26)
+    relus = [(node.inputs[0], place) for place, node in enumerate(nodes, 1) if isinstance(node.operator, LeakyReLU)]
+    assert len(relus) == 2
+    for before, after in relus:
+        assert torch.equal(state.boxes[after].lower, state.boxes[before].lower.clamp(min=0))
+        assert torch.equal(state.boxes[after].upper, state.boxes[before].upper.clamp(min=0))
+    (_, first), (_, reached) = relus
+    assert state.tight[first]  # the first convolution's ranges are exact, and so are a ReLU's of them
+    intervals = Propagation(nodes, region, Rounding(False, 0))
+    for _ in nodes:
+        intervals.advance()
+    wanted = nodes[reached].operator.wanted(intervals.boxes[reached])[0]
+    assert bool(wanted.any())
+    direct = Pass(state, slice(0, 1), both=True).run_units(reached, wanted[0].flatten().nonzero().T)
+    flat = wanted[0].flatten()
+    assert (direct.lower[0] <= state.boxes[reached].lower[0].flatten()[flat] + 1e-9).all()
+    assert (direct.upper[0] >= state.boxes[reached].upper[0].flatten()[flat] - 1e-9).all()
+
+
+@pytest.mark.parametrize("rows", [3, 60])
+def test_windows_see_the_same_whether_few_or_many(rows):
+    generator = torch_generator(0, "seen")
+    value = torch.rand(2, 3, 6, 7, generator=generator)
+    top, left = (torch.randint(-2, 4, (2, rows), generator=generator) for _ in range(2))
+    seen = patches.Patches(torch.zeros(2, rows, 3, 4, 3), top, left, (6, 7)).seen(value)
+    padded = nn.functional.pad(value, (5, 5, 5, 5))
+    for example in range(2):
+        for row in range(rows):
+            y, x = int(top[example, row]) + 5, int(left[example, row]) + 5
+            assert torch.equal(seen[example, row], padded[example, :, y : y + 4, x : x + 3])
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])

@@ -262,7 +262,7 @@ def refine(
         place = (torch.arange(len(box.lower), device=index.device)[examples][:, None].expand_as(index), index)
         new_lower = new_lower.index_put(place, fresh.lower)
         new_upper = new_upper.index_put(place, fresh.upper)
-    state.boxes[position] = Box(new_lower.reshape(box.lower.shape), new_upper.reshape(box.upper.shape))
+    state.improve(position, Box(new_lower.reshape(box.lower.shape), new_upper.reshape(box.upper.shape)))
 
 
 def _by_pass(one: Pass, position: int, index: Tensor) -> Box:

@@ -129,29 +129,33 @@ def propagate(state: Propagation, method: Inside, memory: int, intersect: bool =
     depends on.
     """
     refined: dict[int, Tensor] = {}
-    for node in state.nodes:
+    for _ in state.nodes:
         if method != "crown" and state.separable:
             state.advance()
             continue
-        for parent, wanted in zip(node.inputs, node.operator.wanted(*(state.boxes[i] for i in node.inputs))):
-            if wanted is None or state.tight[parent]:
+        for position, wanted in state.demands():
+            if state.tight[position]:
                 continue
             if method == "crown":
                 # Not again what another user of the value wanted.
-                fresh = wanted & ~refined.get(parent, torch.zeros_like(wanted))
-                refine(state, parent, fresh, memory, intersect, passes=_passes(state, parent))
-                refined[parent] = wanted | refined.get(parent, wanted)
-            elif not state.separable and state.affine(parent):
+                fresh = wanted & ~refined.get(position, torch.zeros_like(wanted))
+                refine(state, position, fresh, memory, intersect, passes=_passes(state, position))
+                refined[position] = wanted | refined.get(position, wanted)
+            elif not state.separable and state.affine(position):
                 # The first affine layer of a ball: its exact reach (dual norm) instead of its enclosing box.
-                refine(state, parent, torch.ones_like(wanted), memory)
+                refine(state, position, torch.ones_like(wanted), memory)
         state.advance()
 
 
 def _passes(state: Propagation, position: int) -> type[Pass]:
     """The kind of pass for a value: one that stops at signs where no user asks for more, outside of differentiation."""
-    users = (node.operator for node in state.nodes if position in node.inputs)
-    signs_only = all(operator.affine or operator.by_sign for operator in users)
-    return DecidingPass if signs_only and not torch.is_grad_enabled() else Pass
+    return DecidingPass if _signs_only(state, position) and not torch.is_grad_enabled() else Pass
+
+
+def _signs_only(state: Propagation, position: int) -> bool:
+    """Whether no relaxation uses more of a value, or of an activation's value made of it, than its signs."""
+    users = ((place, node.operator) for place, node in enumerate(state.nodes, 1) if position in node.inputs)
+    return all(operator.affine or (operator.by_sign and _signs_only(state, place)) for place, operator in users)
 
 
 def _check_finite(graph: Graph, box: Box) -> None:

@@ -23,10 +23,10 @@ def open_entries(graph: Graph, region: Region) -> Int[Tensor, " batch"]:
     state = Propagation(graph.bind(region.x.dtype, region.x.device), region, Rounding(False, 0))
     count = torch.zeros(len(region), dtype=torch.int64, device=region.x.device)
     seen: dict[int, Tensor] = {}
-    for node in state.nodes:
-        for parent, wanted in zip(node.inputs, node.operator.wanted(*(state.boxes[i] for i in node.inputs))):
-            if wanted is not None and not state.tight[parent]:
-                seen[parent] = wanted | seen.get(parent, torch.zeros_like(wanted))
+    for _ in state.nodes:
+        for position, wanted in state.demands():
+            if not state.tight[position]:
+                seen[position] = wanted | seen.get(position, torch.zeros_like(wanted))
         state.advance()
     for marked in seen.values():
         count += marked.flatten(1).sum(1)

@@ -57,6 +57,11 @@ class Bound:
     shape: tuple[int, ...]
     name: str
 
+    @property
+    def entrywise(self) -> bool:
+        """Whether it applies a curve to every entry of one value."""
+        return self.operator.diagonal and not self.operator.affine and len(self.inputs) == 1
+
 
 @dataclass(frozen=True)
 class Step:

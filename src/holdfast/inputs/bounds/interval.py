@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -42,7 +42,6 @@ class Propagation:
         self.boxes = [box]
         self.tight = [True]
         self._independent = [self.separable]
-        self._single = [True]
         self._affine = [True]
         self._relaxations: dict[int, Relaxation] = {}
         self._sizes: dict[int, Tensor] = {}
@@ -77,25 +76,52 @@ class Propagation:
 
     def advance(self) -> int:
         """Add the next value's box; returns its position."""
-        node = self.nodes[len(self.boxes) - 1]
+        self._append(self._image(self.nodes[len(self.boxes) - 1]))
+        return len(self.boxes) - 1
+
+    def _image(self, node: Bound) -> Box:
         operator = node.operator
         box = operator.interval(*(self.boxes[i] for i in node.inputs))
         if self.rounding.outward and operator.terms:
             size = operator.magnitude(*(self.boxes[i].magnitude for i in node.inputs))
             box = Box(*self.rounding.widen(box.lower, box.upper, size))
-        self._append(box)
-        return len(self.boxes) - 1
+        return box
+
+    def demands(self) -> Iterator[tuple[int, Tensor]]:
+        """What the relaxation of the next value depends on: positions, and which entries' bounds would tighten it.
+
+        For a value made of another one entry by entry (an activation's) the other one stands: the image of its bounds
+        is at least as tight as what any linear enclosure of the activation gives.
+        """
+        node = self.nodes[len(self.boxes) - 1]
+        for parent, wanted in zip(node.inputs, node.operator.wanted(*(self.boxes[i] for i in node.inputs))):
+            if wanted is not None:
+                yield self._source(parent), wanted
+
+    def _source(self, position: int) -> int:
+        while position and self.nodes[position - 1].entrywise:
+            position = self.nodes[position - 1].inputs[0]
+        return position
+
+    def improve(self, position: int, box: Box) -> None:
+        """Put a tighter box in place, and its images where they exist already."""
+        self.boxes[position] = box
+        fresh = {position}
+        for later, node in enumerate(self.nodes[position : len(self.boxes) - 1], position + 1):
+            if node.entrywise and node.inputs[0] in fresh:
+                self.boxes[later] = self._image(node).intersect(self.boxes[later])
+                self._relaxations.pop(later, None)
+                fresh.add(later)
 
     def _append(self, box: Box) -> None:
         node = self.nodes[len(self.boxes) - 1]
         operator = node.operator
         alone = len(node.inputs) == 1 and self._independent[node.inputs[0]]
         self.boxes.append(box)
-        # An entry of the input alone has the region's box for its range, whatever the region is.
-        single = len(node.inputs) == 1 and self._single[node.inputs[0]] and operator.diagonal
-        self.tight.append(single or (alone and (operator.affine or operator.diagonal)))
+        # The image of an interval is exact: so is what one entry alone makes of a range that is.
+        exact = len(node.inputs) == 1 and self.tight[node.inputs[0]] and operator.diagonal
+        self.tight.append(exact or (alone and operator.affine))
         self._independent.append(alone and operator.diagonal)
-        self._single.append(single)
         self._affine.append(operator.affine and all(self._affine[i] for i in node.inputs))
 
     def affine(self, position: int) -> bool:

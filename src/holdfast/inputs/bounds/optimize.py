@@ -127,11 +127,11 @@ def sharpen(reference: Propagation, memory: int, iterations: int, intersect: boo
     `reference` is a finished CROWN propagation.  `intersect` as in `bounds`.  Differentiable where the reference is.
     """
     state = Propagation.resume(reference.nodes, reference.region, reference.rounding, reference.boxes[:1])
-    for node in state.nodes:
-        for parent, wanted in zip(node.inputs, node.operator.wanted(*(state.boxes[i] for i in node.inputs))):
+    for _ in state.nodes:
+        for position, wanted in state.demands():
             # Where nothing lies in between that could be chosen, the reference is as good as it gets.
-            if wanted is not None and not state.tight[parent] and not state.affine(parent):
-                refine(state, parent, wanted, memory, bound=_climber(state, parent, iterations))
+            if not state.tight[position] and not state.affine(position):
+                refine(state, position, wanted, memory, bound=_climber(state, position, iterations))
         found = state.boxes[state.advance()]
         known = reference.boxes[len(state.boxes) - 1]
         state.boxes[-1] = found.intersect(known) if intersect else known

@@ -70,9 +70,11 @@ class Patches:
         padded = F.pad(value, (left, right, above, below)) if left or right or above or below else value
         views = padded.unfold(2, self.window[0], 1).unfold(3, self.window[1], 1).permute(0, 2, 3, 1, 4, 5)
         examples, rows, columns = views.shape[:3]
-        first = torch.arange(examples, device=value.device)[:, None] * rows
-        place = (first + self.top + above) * columns + self.left + left
-        # Every window once, then whole windows copied: far fewer jumps in memory than entry by entry.
+        example = torch.arange(examples, device=value.device)[:, None]
+        if 2 * self.top.shape[1] < rows * columns:
+            return views[example, self.top + above, self.left + left]
+        place = (example * rows + self.top + above) * columns + self.left + left
+        # Many rows: every window once, then whole windows copied, with far fewer jumps in memory than entry by entry.
         seen = views.flatten(3).reshape(examples * rows * columns, -1).index_select(0, place.flatten())
         return seen.reshape(*place.shape, *views.shape[3:])
 

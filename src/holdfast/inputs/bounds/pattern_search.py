@@ -253,9 +253,9 @@ def below(state: Propagation, signs: Int8[Tensor, " neurons"]) -> Int8[Tensor, "
                 implied = ((part > 0) & (box.lower >= 0)) | ((part < 0) & (box.upper <= 0))
                 state.boxes[parent] = clamped(box, part)
                 imposed[parent] = part.masked_fill(implied, 0).flatten(1)
-        for parent, wanted in zip(node.inputs, node.operator.wanted(*(state.boxes[i] for i in node.inputs))):
-            if wanted is not None and not state.tight[parent] and parent not in done:
-                refine(state, parent, wanted, MEMORY)
+        for position, mask in state.demands():
+            if not state.tight[position] and not (position in done and node.operator.by_sign):
+                refine(state, position, mask, MEMORY)
         state.advance()
     return torch.cat([imposed[position] for position in known.positions], 1)[0]
 

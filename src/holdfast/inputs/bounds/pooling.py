@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from holdfast.inputs.bounds.operator import Box, Call, Operator, Pulled, Relaxation
-from holdfast.inputs.bounds.patches import Patches
+from holdfast.inputs.bounds.patches import Patches, Phases
 
 aten = torch.ops.aten
 
@@ -25,25 +25,56 @@ class Selected:
     """Output o is at least input `winner[o]` and at most `slope[o]` * that input + `constant[o]`."""
 
     winner: Tensor  # (examples, outputs) flat positions among the inputs
+    slot: Tensor  # (examples, outputs) its place in the window
     slope: Tensor  # (examples, outputs) 1 where the window is settled, else 0
     constant: Tensor  # (examples, outputs) 0 where it is settled
     ceiling: Tensor  # (examples, *out event) largest |input| of every window
     in_shape: tuple[int, ...]
+    side: int | None = None  # of the windows where these are squares that tile an image
 
     def pull(self, rows: Tensor, examples: slice) -> Pulled:
         flat = rows.flatten(2)
         above = flat.clamp(max=0)
-        carried = flat.clamp(min=0) + above * self.slope[examples][:, None]
+        carried = torch.addcmul(flat - above, above, self.slope[examples][:, None])
+        bias = (above @ self.constant[examples][..., None]).squeeze(-1)
+        if self.side is not None:
+            slot = self.slot[examples].reshape(-1, 1, *rows.shape[2:])
+            return (_spread(carried.reshape(rows.shape), slot, self.side, self.in_shape[-2:]),), bias
         places = self.winner[examples][:, None].expand_as(carried)
         inner = torch.zeros(*rows.shape[:2], math.prod(self.in_shape), dtype=rows.dtype, device=rows.device)
-        bias = (above @ self.constant[examples][..., None]).squeeze(-1)
         return (inner.scatter_add(2, places, carried).reshape(*rows.shape[:2], *self.in_shape),), bias
 
-    def pull_patches(self, patches: Patches, examples: slice) -> Pulled | None:
-        return None
+    def pull_patches(self, patches: Patches | Phases, examples: slice) -> Pulled | None:
+        if self.side is None or isinstance(patches, Phases):
+            return None
+        values, height, width = patches.values, *patches.window
+        slope, constant, slot = (
+            patches.seen(part[examples].reshape(-1, values.shape[2], *patches.plane))
+            for part in (self.slope, self.constant, self.slot)
+        )
+        above = values.clamp(max=0)
+        carried = torch.addcmul(values - above, above, slope)
+        pulled = replace(
+            patches,
+            values=_spread(carried, slot, self.side, (height * self.side, width * self.side)),
+            top=patches.top * self.side,
+            left=patches.left * self.side,
+            plane=(self.in_shape[-2], self.in_shape[-1]),
+        )
+        return (pulled,), (above * constant).flatten(2).sum(-1)
 
     def magnitude(self, *sizes: Tensor) -> Tensor:
         return self.ceiling
+
+
+def _spread(values: Tensor, slot: Tensor, side: int, plane: tuple[int, ...]) -> Tensor:
+    """(..., height, width) -> (..., *plane): every entry at place `slot` of its own square, zero elsewhere."""
+    whole = values.new_zeros(*values.shape[:-2], *plane)
+    height, width = (side * size for size in values.shape[-2:])
+    for place in range(side**2):
+        part = values * (slot == place)
+        whole[..., place // side : height : side, place % side : width : side] = part
+    return whole
 
 
 class MaxPool(Operator):
@@ -59,6 +90,8 @@ class MaxPool(Operator):
         aten.adaptive_max_pool1d.default,
         aten.adaptive_max_pool2d.default,
     )
+    #: Side of the windows where they are squares that tile an image.
+    side: int | None = None
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
@@ -66,6 +99,16 @@ class MaxPool(Operator):
         self.table = self._table().to(call.device)
         self.absent = self.table < 0
         self.table = self.table.clamp(min=0)
+        self.side = self._side()
+
+    def _side(self) -> int | None:
+        if self.axes != 2 or "adaptive" in str(self.call.target) or bool(self.absent.any()):
+            return None
+        kernel, stride, padding, dilation = (
+            set(self.call.argument(name) or default) for name, default in self._options()
+        )
+        plain = len(kernel) == 1 and (stride or kernel) == kernel and padding == {0} and dilation == {1}
+        return kernel.pop() if plain and len(self.call.in_shapes[0]) == 4 else None
 
     def _table(self) -> Tensor:
         """(outputs, window) flat input positions of every window, -1 where a window reaches over the edge."""
@@ -144,4 +187,5 @@ class MaxPool(Operator):
         ceiling = self._windows(box.upper).amax(-1)
         largest = self._windows(box.magnitude, 0.0).amax(-1).reshape(len(slot), *self.call.out_shape)
         constant = torch.where(settled, 0.0, ceiling)
-        return Selected(winner, settled.to(box.lower), constant, largest, self.call.in_shapes[0])
+        settled = settled.to(box.lower)
+        return Selected(winner, slot.squeeze(-1), settled, constant, largest, self.call.in_shapes[0], self.side)

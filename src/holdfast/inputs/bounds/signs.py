@@ -93,11 +93,11 @@ class Signs:
             for parent in node.inputs:
                 if parent in known:
                     state.boxes[parent] = clamped(state.boxes[parent], known[parent])
-            for parent, wanted in zip(node.inputs, node.operator.wanted(*(state.boxes[i] for i in node.inputs))):
-                if wanted is not None and units is not None:
-                    refine(state, parent, wanted, memory, bound=units(parent))
-                elif wanted is not None and not state.tight[parent]:
-                    refine(state, parent, wanted, memory)
+            for position, wanted in state.demands():
+                if units is not None:
+                    refine(state, position, wanted, memory, bound=units(position))
+                elif not state.tight[position]:
+                    refine(state, position, wanted, memory)
             state.advance()
 
 
