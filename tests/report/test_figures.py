@@ -97,7 +97,16 @@ def test_points_are_labelled_unless_labels_would_hide_one_another():
 def test_log_axes():
     _, _, texts = svg(Curve("T", "x", "y", (Series("s", (1e-3, 1.0, 1e3), (1e-9, 1e-3, 1.0)),), x_log=True, y_log=True))
     assert {"x", "y"} <= set(texts)
-    assert any("10" in text for text in texts), "decades are not marked"
+    assert {"0.001", "1", "1,000"} <= set(texts)  # the points themselves, x
+    assert any("e−0" in text for text in texts)  # decades, y
+    assert not any("$" in text for text in texts)
+
+
+def test_a_log_axis_of_many_points_marks_decades():
+    x = tuple(np.geomspace(1e-3, 1e3, 40).tolist())
+    _, _, texts = svg(Curve("T", "x", "y", (Series("s", x, x),), x_log=True))
+    assert {"0.001", "1", "1,000"} <= set(texts)
+    assert not any("$" in text for text in texts)
 
 
 def test_small_matrices_show_every_value_and_missing_ones_as_missing():

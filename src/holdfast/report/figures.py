@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -20,6 +21,8 @@ MOST_POINTS = 300
 MOST_BARS = 40
 MOST_CELLS = 256
 MOST_BLOCKS = 100
+#: Points that are marked one by one on a logarithmic axis.
+MOST_TICKS = 8
 
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -63,6 +66,17 @@ def _percent_axis(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
 
 
+def _log_axis(axis: Any, places: Sequence[float] = ()) -> None:
+    """Plain numbers, at the points themselves where there are few; powers of ten would come out as formulae."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value, 2)))
+    axis.set_minor_formatter(NullFormatter())
+    if 0 < len(places) <= MOST_TICKS:
+        axis.set_major_locator(FixedLocator(list(places)))
+        axis.set_minor_locator(NullLocator())
+
+
 def _grid(axes: Any, which: str) -> None:
     axes.grid(True, axis=which, alpha=0.55)
     axes.tick_params(length=0)
@@ -94,8 +108,10 @@ def _(exhibit: Curve, name: str) -> Drawing:
         axes.set_ylabel(shown_text(exhibit.y_label, 40))
         if exhibit.x_log:
             axes.set_xscale("log")
+            _log_axis(axes.xaxis, sorted({float(x) for series in shown for x in series.x if x > 0}))
         if exhibit.y_log:
             axes.set_yscale("log")
+            _log_axis(axes.yaxis)
         if exhibit.y_limits is not None:
             low, high = exhibit.y_limits
             pad = 0.0 if exhibit.y_log else 0.02 * (high - low)

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from holdfast.audit.probe import Batch, Evidence, Settings
 from holdfast.audit.probes import proof_plan
 from holdfast.audit.probes.certified import FRACTIONS, CertifiedProbe, Provable, Votes
 from holdfast.core.finding import Section
 from holdfast.core.seeds import torch_generator
+from holdfast.inputs.bounds import Region, capture
+from holdfast.inputs.bounds.effort import open_entries
 from holdfast.subject.data import ArrayInputs, Data
 from holdfast.subject.subject import Access, Subject
 from holdfast.threats import L0, L2, Corruption, Linf
@@ -176,8 +179,26 @@ def test_dear_methods_are_tried_where_they_are_affordable_and_prove_more(monkeyp
     for budget, methods in ((0.0, 1), (proof_plan.AFFORDABLE, 3)):
         monkeypatch.setattr(proof_plan, "AFFORDABLE", budget)
         state, evidence, section = drive(subject, Settings(threat=Linf(0.3)))
-        assert state.methods == ("crown-ibp", "crown", "alpha-crown")[:methods]
-        assert all(proof_plan.PUBLISHED[method] in section.method for method in state.methods)
+        assert set(state.methods) == {("crown-ibp", "crown", "alpha-crown")[:methods]}
+        assert all(proof_plan.PUBLISHED[method] in section.method for method in state.methods[0])
         proven[methods] = evidence["proven"]
     assert (proven[3] | ~proven[1]).all()
     assert proven[3].sum() > proven[1].sum()
+    # Dear methods go as far as the work of a radius allows: with what the middle one costs, not to the largest.
+    monkeypatch.setattr(proof_plan, "AFFORDABLE", 0.0)
+    graph = capture(model, torch.from_numpy(x[:1]))
+    effort = [open_entries(graph, Region(torch.from_numpy(x[:8]), t)).float().mean() for t in state.threats]
+    assert float(effort[0]) < float(effort[-1])
+    monkeypatch.setattr(proof_plan, "AFFORDABLE", 2 * float(effort[-2]) * flops(model, x))
+    state, evidence, section = drive(subject, Settings(threat=Linf(0.3)))
+    assert state.methods[0][-1] != "crown-ibp"
+    assert state.methods[-1] == ("crown-ibp",)
+    assert f"CROWN, affordable up to radius {state.radii[-2]:g}" in section.method
+    assert (proven[3] | ~evidence["proven"]).all()
+
+
+def flops(model: nn.Module, x: np.ndarray) -> int:
+    """Of one pass over the network."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.from_numpy(x[:1]))
+    return counter.get_total_flops()

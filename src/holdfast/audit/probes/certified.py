@@ -2,10 +2,10 @@
 
 Where the model's operators can be read, its outputs are bounded over the whole threat set, in float64 with rounding
 accounted for: by linear bounds on intervals first, and what these leave open by linear bounds throughout (CROWN) and
-by ones with optimised slopes (alpha-CROWN), as far as the work that the model makes of them allows.  An example counts
-when the bounds show that its right label wins everywhere; one that a few gradient steps break is not bounded further.
-What is not proven may still hold: the certified accuracy is a lower bound of the true worst case, as accuracy under
-attack is an upper bound, and the truth lies between the two.
+by ones with optimised slopes (alpha-CROWN), at every radius as far as the work that the model makes of them allows.
+An example counts when the bounds show that its right label wins everywhere; one that a few gradient steps break is not
+bounded further.  What is not proven may still hold: the certified accuracy is a lower bound of the true worst case, as
+accuracy under attack is an upper bound, and the truth lies between the two.
 
 Where they cannot be read (or the threat has no linear bounds), the model is smoothed with Gaussian noise and each
 example gets a certificate in Euclidean distance by counting votes, drawn until it is decided whether it reaches half a
@@ -37,14 +37,16 @@ from holdfast.core.estimate import Estimate
 from holdfast.core.exhibit import Curve, Series, Table
 from holdfast.core.finding import Finding, Section
 from holdfast.core.sequences import anytime_mean
-from holdfast.inputs.bounds import capture, certify
+from holdfast.inputs.bounds import Method, capture, certify
 from holdfast.inputs.smoothing.gaussian import Smoothed
 from holdfast.inputs.smoothing.stopping import RadiusTarget
 from holdfast.subject.subject import Access, Subject
 from holdfast.threats.wording import number
 
 #: Radii of the curve, in units of the chosen one, rising.
-FRACTIONS = (0.0625, 0.125, 0.25, 0.5, 1.0)
+FRACTIONS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+#: Those with a finding of their own.
+REPORTED = FRACTIONS[2:]
 #: Noise of the smoothed model, in units of the range of values (images) or of each feature's spread (anything else).
 NOISE = 0.25
 DRAWS_FOR_LABEL, DRAWS, ERROR = 32, 1000, 1e-3
@@ -75,7 +77,7 @@ class CertifiedProbe:
     question: str = "For how many inputs is it proven that no small change can move the answer?"
     perturbs: str = "inputs"
     needs: Needs = field(default_factory=lambda: Needs(access=Access.LABELS))
-    shard_size: int = 64
+    shard_size: int = 16
 
     def prepare(self, subject: Subject, settings: Settings) -> State:
         """Read the model's operators, or say why it is smoothed instead."""
@@ -87,7 +89,8 @@ class CertifiedProbe:
         threats = [threat if fraction == 1 else threat.scaled(fraction * threat.radius) for fraction in FRACTIONS]
         kept = tuple({t.radius: t for t in threats}.values())  # families counted in pixels round their radius
         chosen = [t.radius for t in kept].index(threat.radius)
-        return Provable(graph, kept, chosen, affordable(subject, graph, threat), words)
+        methods = tuple(affordable(subject, graph, t) for t in kept)
+        return Provable(graph, kept, chosen, methods, words)
 
     def examine(self, subject: Subject, state: State, batch: Batch) -> Rows:
         """Columns, one row an example.
@@ -200,6 +203,8 @@ def _proven(state: Provable, evidence: Evidence, settings: Settings) -> tuple[tu
     for place in reversed(range(state.chosen)):
         smaller = _share(evidence["proven"][:, place], settings)
         share = state.radii[place] / state.threat.radius
+        if share < REPORTED[0]:
+            continue
         findings.append(
             Finding(
                 "certified",
@@ -222,7 +227,7 @@ def _proven(state: Provable, evidence: Evidence, settings: Settings) -> tuple[tu
         )
     )
     shares = [_share(evidence["proven"][:, place], settings) for place in range(len(state.radii))]
-    name = TITLES[state.methods[-1]]
+    name = TITLES[max(state.methods, key=len)[-1]]
     curve = Curve(
         "Proven accuracy by radius",
         "radius",
@@ -244,7 +249,10 @@ def _proven(state: Provable, evidence: Evidence, settings: Settings) -> tuple[tu
     table = Table(
         f"Two ways to prove it, at radius {number(state.threat.radius)}",
         ("bounds", "share proven"),
-        (("intervals", _share(evidence["intervals"], settings)), (name, certified)),
+        (
+            ("intervals", _share(evidence["intervals"], settings)),
+            (TITLES[state.methods[state.chosen][-1]], certified),
+        ),
         caption="Linear bounds follow how the parts of a layer depend on one another; intervals forget it.",
     )
     return tuple(findings), (curve, table)
@@ -284,13 +292,22 @@ def _voted(state: Votes, evidence: Evidence, settings: Settings) -> tuple[tuple[
 
 
 def _bound_method(state: Provable) -> str:
-    names = ", then ".join(f"{TITLES[method]} ({PUBLISHED[method]})" for method in state.methods)
-    more = " on what was still open and no gradient step had broken" if len(state.methods) > 1 else ""
+    every = max(state.methods, key=len)
+    names = ", then ".join(f"{TITLES[method]} ({PUBLISHED[method]}{_reach(state, method)})" for method in every)
+    more = " on what was still open and no gradient step had broken" if len(every) > 1 else ""
     return (
         f"Every example's outputs were bounded over all inputs {state.threat.describe()} by {names}{more}. "
         "All in double precision with rounding charged to the bound. The proof is about the exact arithmetic of the "
         "stored weights; the model's own single-precision rounding comes on top. " + state.words
     ).strip()
+
+
+def _reach(state: Provable, method: Method) -> str:
+    """Up to which radius a method is affordable, where that is not the largest."""
+    places = [place for place, methods in enumerate(state.methods) if method in methods]
+    return (
+        "" if places[-1] == len(state.methods) - 1 else f", affordable up to radius {number(state.radii[places[-1]])}"
+    )
 
 
 def _vote_method(state: Votes) -> str:

@@ -1,8 +1,9 @@
 """What a proof over a threat set costs on a model, and the search for the largest radius that can be proven.
 
 Methods are tried in turn on what is still open: linear bounds on intervals, linear bounds throughout (CROWN), linear
-bounds with optimised slopes (alpha-CROWN), as many of them as their work on a typical example allows.  The choice
-depends on the model, the data and the threat only, never on a clock, so a resumed audit makes it again.
+bounds with optimised slopes (alpha-CROWN), at every radius as many of them as their work on a typical example allows:
+at small radii most neurons keep their sign and the dear methods become cheap.  The choice depends on the model, the
+data and the threat only, never on a clock, so a resumed audit makes it again.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from holdfast.subject.subject import Access, Subject
 from holdfast.threats.base import Threat, Valid
 from holdfast.threats.places import Translation
 
-#: Work that may be spent on one example, in floating-point operations (about a tenth of a second on one core).
-AFFORDABLE = 4e9
+#: Work that may be spent on one example at one radius, in floating-point operations (about a second on one core).
+AFFORDABLE = 1.5e10
 #: Passes over the network for one row: forth and back; and the steps of an optimisation on top.
 CROWN_PASSES, OPTIMISED_PASSES = 2, 120
 #: Examples that the work is estimated from.
@@ -45,13 +46,13 @@ PUBLISHED: dict[Method, str] = {"crown-ibp": "CROWN-IBP", "crown": "CROWN", "alp
 class Provable:
     """The model can be bounded over `threats`, one a radius, rising; `chosen` is the place of the one asked about.
 
-    `methods` are tried in turn on what is still open.
+    `methods`, one tuple a radius, are tried in turn on what is still open.
     """
 
     graph: Graph
     threats: tuple[Threat, ...]
     chosen: int
-    methods: tuple[Method, ...]
+    methods: tuple[tuple[Method, ...], ...]
     words: str
 
     @property
@@ -66,7 +67,8 @@ class Provable:
 def affordable(subject: Subject, graph: Graph, threat: Threat) -> tuple[Method, ...]:
     """The methods whose work on a typical example is affordable, cheapest first.
 
-    A backward pass costs about a pass over the network for every entry whose sign intervals leave open.
+    A backward pass costs about a pass over the network for every entry whose bounds a relaxation would use and
+    intervals do not know exactly.
     """
     x = subject.tensor(subject.test.inputs.take(np.arange(min(SAMPLE, len(subject.test)))))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -112,14 +114,14 @@ def _stays(
     generator: torch.Generator,
 ) -> Tensor:
     """Which answers are proven at one radius; (batch,) bool on the CPU."""
-    threat = state.threats[place]
+    threat, methods = state.threats[place], state.methods[place]
     proven = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     left = torch.arange(len(x), device=x.device)
-    for method in state.methods:
+    for method in methods:
         found = certify(state.graph, x[left], answers[left], threat, valid, method).certified
         proven[left] = found
         left = left[~found]
-        if method == state.methods[0] and len(state.methods) > 1 and len(left):
+        if method == methods[0] and len(methods) > 1 and len(left):
             # A point that moves the answer spares every further attempt to prove that there is none.
             attack = _quick_attack(threat)
             if attack is not None:
