@@ -412,6 +412,9 @@ def method(subject: Subject, state: State) -> str:
         Access.LABELS: "only the predicted labels",
     }[subject.access]
     attacks = ", ".join(name for name, _ in plan.stages[plan.chosen].attacks)
+    lighter = {", ".join(name for name, _ in stage.attacks) for stage in plan.stages if not stage.chosen} - {attacks}
+    if lighter:
+        attacks += f" (at the other radii {' or '.join(sorted(lighter))})"
     radii = ", ".join(number(radius) for radius in plan.radii)
     told = (
         f"The perturbation: {plan.threat.describe()}.",

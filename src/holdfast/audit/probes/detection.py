@@ -213,10 +213,10 @@ def _exhibits(
     }
     table = Table(
         "AUROC of every score on every kind of input that does not belong",
-        ("score", *sets, "worst"),
-        tuple(
-            (score, *(areas[score, name] for name in sets), min(areas[score, name].value for name in sets))
-            for score in state.scores
+        ("kind of input", *state.scores),
+        (
+            *((name, *(areas[score, name] for score in state.scores)) for name in sets),
+            ("worst", *(min(areas[score, name].value for name in sets) for score in state.scores)),
         ),
         caption=f"The declared score is {state.lead}, against attacked inputs {state.lead_attacked}; the others are "
         "shown, not chosen from.  These intervals (DeLong) are for a run of fixed length.",
