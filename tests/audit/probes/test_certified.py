@@ -20,6 +20,7 @@ from holdfast.inputs.bounds.effort import open_entries
 from holdfast.subject.data import ArrayInputs, Data
 from holdfast.subject.subject import Access, Subject
 from holdfast.threats import L0, L2, Corruption, Linf
+from holdfast.threats.wording import number
 
 EXAMPLES = 90
 
@@ -88,6 +89,9 @@ def test_a_plane_is_proven_exactly_where_it_is_out_of_reach():
             np.abs(distance - fraction * radius) > 1e-6
         ].all()
     finding = section.findings[0]
+    reached = [fraction for fraction in FRACTIONS[:-1] if (distance > fraction * radius).mean() >= 0.5]
+    below_half = evidence["certified"].mean() < 0.5
+    assert (f"At least half are proven up to radius {number(reached[-1] * radius)}." in section.answer) == below_half
     x, _ = subject.test.take(np.arange(EXAMPLES))
     weight = subject.model.weight.detach().numpy()
     from_plane = np.abs((x - 0.5) @ weight) / np.abs(weight).sum()  # of the answer, right or wrong

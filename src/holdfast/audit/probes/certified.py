@@ -14,7 +14,7 @@ noise standard deviation.  That certificate speaks of the smoothed model, not of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -188,6 +188,7 @@ def _in_units(model: Callable[[Tensor], Tensor], unit: Tensor) -> Callable[[Tens
 
 def _proven(state: Provable, evidence: Evidence, settings: Settings) -> tuple[tuple[Finding, ...], tuple]:
     certified = _share(evidence["certified"], settings)
+    shares = [_share(evidence["proven"][:, place], settings) for place in range(len(state.radii))]
     words = state.threat.describe()
     findings = [
         Finding(
@@ -195,14 +196,13 @@ def _proven(state: Provable, evidence: Evidence, settings: Settings) -> tuple[tu
             "accuracy",
             certified,
             f"For {certified.value:.0%} of examples it is proven that the answer is right and stays right with "
-            f"{words}; for the others nothing is proven, which does not mean that they break.",
+            f"{words}; for the others nothing is proven, which does not mean that they break.{_half(state, shares)}",
             headline=True,
             column="certified",
         )
     ]
     for place in reversed(range(state.chosen)):
-        smaller = _share(evidence["proven"][:, place], settings)
-        share = state.radii[place] / state.threat.radius
+        smaller, share = shares[place], state.radii[place] / state.threat.radius
         if share < REPORTED[0]:
             continue
         findings.append(
@@ -226,7 +226,6 @@ def _proven(state: Provable, evidence: Evidence, settings: Settings) -> tuple[tu
             column="abstained",
         )
     )
-    shares = [_share(evidence["proven"][:, place], settings) for place in range(len(state.radii))]
     name = TITLES[max(state.methods, key=len)[-1]]
     curve = Curve(
         "Proven accuracy by radius",
@@ -256,6 +255,14 @@ def _proven(state: Provable, evidence: Evidence, settings: Settings) -> tuple[tu
         caption="Linear bounds follow how the parts of a layer depend on one another; intervals forget it.",
     )
     return tuple(findings), (curve, table)
+
+
+def _half(state: Provable, shares: Sequence[Estimate]) -> str:
+    """Up to which radius at least half of the examples are proven, where that is not the chosen one."""
+    places = [place for place, share in enumerate(shares) if share.value >= 0.5]
+    if not places or places[-1] >= state.chosen:
+        return ""
+    return f" At least half are proven up to radius {number(state.radii[places[-1]])}."
 
 
 def _voted(state: Votes, evidence: Evidence, settings: Settings) -> tuple[tuple[Finding, ...], tuple]:
@@ -296,7 +303,7 @@ def _bound_method(state: Provable) -> str:
     names = ", then ".join(f"{TITLES[method]} ({PUBLISHED[method]}{_reach(state, method)})" for method in every)
     more = " on what was still open and no gradient step had broken" if len(every) > 1 else ""
     return (
-        f"Every example's outputs were bounded over all inputs {state.threat.describe()} by {names}{more}. "
+        f"Every example's outputs were bounded over the whole set ({state.threat.describe()}) by {names}{more}. "
         "All in double precision with rounding charged to the bound. The proof is about the exact arithmetic of the "
         "stored weights; the model's own single-precision rounding comes on top. " + state.words
     ).strip()
