@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 2
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: audit test slow lint types floors bench docs clean
+.PHONY: audit test slow explore lint types floors bench docs clean
 
 $(VENV)/.core: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,9 @@ test: $(VENV)/.dev lint types floors
 
 slow: $(VENV)/.dev
 	$(BIN)/pytest -n 2 -m slow --timeout=3000
+
+explore: $(VENV)/.dev
+	HYPOTHESIS_PROFILE=explore $(BIN)/pytest -n 2 -m hypothesis --timeout=3000
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -11,5 +11,9 @@ from jaxtyping import install_import_hook
 
 install_import_hook("holdfast", "beartype.beartype")
 torch.set_num_threads(1)
-settings.register_profile("holdfast", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("holdfast")
+# The suite says the same thing twice; `make explore` looks for counterexamples where it did not look before.
+settings.register_profile(
+    "holdfast", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+settings.register_profile("explore", settings.get_profile("holdfast"), derandomize=False, max_examples=400)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "holdfast"))
