@@ -179,7 +179,7 @@ def test_lines_of_the_sigmoid_by_hand():
     torch.testing.assert_close(above.slope[1], slope(torch.tensor(2.0).double()))
     touching = above.slope[2] * -2.0 + above.bias[2] - torch.sigmoid(torch.tensor(-2.0).double())
     assert abs(float(touching)) < 1e-12 or math.isclose(float(above.slope[2]), float(slope(torch.tensor(1.0).double())))
-    first = tangents(curve("sigmoid"), lower, upper, -1.0).first[2]
+    first = tangents(curve("sigmoid"), lower, upper)[1].first[2]
     tangent_there = torch.sigmoid(first) + slope(first) * (-2.0 - first)
     assert tangent_there.item() == pytest.approx(torch.sigmoid(torch.tensor(-2.0)).item(), abs=1e-6)
 

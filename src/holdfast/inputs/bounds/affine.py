@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from holdfast.inputs.bounds.operator import Affine, Box, Call, Operand, Pulled
 from holdfast.inputs.bounds.patches import Patches
-from holdfast.inputs.bounds.rows import Columns, Rows, dense
+from holdfast.inputs.bounds.rows import Active, Columns, Rows, dense
 
 aten = torch.ops.aten
 Targets = tuple[Callable[..., Any], ...]
@@ -354,18 +354,27 @@ class Linear(Signed):
     def adjoint(self, rows: Tensor) -> tuple[Rows, ...]:
         return (rows @ self.weight,)
 
-    def pull_columns(self, rows: Rows, active: Tensor | None) -> Pulled:
+    def pull_columns(self, rows: Rows, active: Active | None) -> Pulled:
         """`pull` where only some columns of `rows`, or of the result, matter; None: all."""
-        weight, bias = self.weight, self.bias
-        if isinstance(rows, Columns):
-            weight = weight[rows.index]
-            bias = None if bias is None else bias[rows.index]
+        outer = rows.active if isinstance(rows, Columns) else None
+        keeper = active or outer
+        weight, bias = (
+            self._block(outer, active)
+            if keeper is None
+            else keeper.once(self, outer, lambda: self._block(outer, active))
+        )
         values = rows.values if isinstance(rows, Columns) else dense(rows)
         offset = None if bias is None else (values @ bias).reshape(*values.shape[:2], -1).sum(-1)
-        inner_shape = self.call.in_shapes[0]
         if active is None:
-            return ((values @ weight).reshape(*values.shape[:2], *inner_shape),), offset
-        return (Columns(values.flatten(2) @ weight[:, active], active, inner_shape),), offset
+            return ((values @ weight).reshape(*values.shape[:2], *self.call.in_shapes[0]),), offset
+        return (Columns(values.flatten(2) @ weight, active),), offset
+
+    def _block(self, outer: Active | None, inner: Active | None) -> tuple[Tensor, Tensor | None]:
+        """The weight and bias between some outputs and some inputs; None: all."""
+        weight, bias = self.weight, self.bias
+        if outer is not None:
+            weight, bias = weight[outer.index], None if bias is None else bias[outer.index]
+        return weight if inner is None else weight[:, inner.index], bias
 
     def unit_rows(self, index: Tensor) -> Tensor | None:
         if math.prod(self.call.out_shape) != len(self.weight):

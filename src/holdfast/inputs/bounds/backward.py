@@ -30,7 +30,19 @@ from holdfast.inputs.bounds.affine import Linear
 from holdfast.inputs.bounds.interval import Propagation
 from holdfast.inputs.bounds.operator import Affine, Box, Lines, Pulled, Relaxation
 from holdfast.inputs.bounds.patches import Patches, Phases
-from holdfast.inputs.bounds.rows import Columns, Rows, added, aligned, dense, dot, inner, mirrored, spread, units
+from holdfast.inputs.bounds.rows import (
+    Active,
+    Columns,
+    Rows,
+    added,
+    aligned,
+    dense,
+    dot,
+    inner,
+    mirrored,
+    spread,
+    units,
+)
 
 #: Rows, their successor, and the temporaries of one relaxation are alive at once.
 _COPIES = 6
@@ -182,8 +194,8 @@ class Pass:
             return relaxation.act(rows)
         return relaxation.pull(dense(rows), slice(None))
 
-    def _active(self, position: int) -> Tensor | None:
-        """Flat positions of the value that can be other than zero, where they are few and no rows wait there."""
+    def _active(self, position: int) -> Active | None:
+        """The entries of the value that can be other than zero, where they are few and no rows wait there."""
         if position == 0 or position in self.pending or not self.through:
             return None
         node = self.state.nodes[position - 1]
@@ -250,15 +262,20 @@ def refine(
         return
     new_lower, new_upper = lower, upper
     limit = rows_at_once(state, position, memory, differentiated=bound is not None)
-    for examples, index in _blocks(flat, limit):
+    for examples, index, padded in _blocks(flat, limit):
         fresh = (
             _by_pass(passes(state, examples, both=True), position, index) if bound is None else bound(examples, index)
         )
-        old = Box(lower[examples].gather(1, index), upper[examples].gather(1, index))
-        fresh = fresh.intersect(old) if intersect else fresh
-        # Entries that only pad a block stay as they were: no example's bounds depend on its neighbours in the batch.
-        asked = flat[examples].gather(1, index)
-        fresh = Box(torch.where(asked, fresh.lower, old.lower), torch.where(asked, fresh.upper, old.upper))
+        if intersect or padded:
+            old = Box(lower[examples].gather(1, index), upper[examples].gather(1, index))
+            fresh = fresh.intersect(old) if intersect else fresh
+        if padded:
+            # Entries that only pad a block stay: no example's bounds depend on its neighbours in the batch.
+            asked = flat[examples].gather(1, index)
+            fresh = Box(torch.where(asked, fresh.lower, old.lower), torch.where(asked, fresh.upper, old.upper))
+        if len(index) == len(flat):
+            new_lower, new_upper = (end.scatter(1, index, part) for end, part in zip((new_lower, new_upper), fresh))
+            continue
         place = (torch.arange(len(box.lower), device=index.device)[examples][:, None].expand_as(index), index)
         new_lower = new_lower.index_put(place, fresh.lower)
         new_upper = new_upper.index_put(place, fresh.upper)
@@ -279,8 +296,14 @@ def rows_at_once(state: Propagation, position: int, memory: int, differentiated:
     return max(1, memory // (2 * held * box.element_size()))
 
 
-def _blocks(wanted: Tensor, limit: int) -> Iterator[tuple[slice, Tensor]]:
-    """Runs of examples with the positions wanted of each, padded to the run's largest count with other positions."""
+def _blocks(wanted: Tensor, limit: int) -> Iterator[tuple[slice, Tensor, bool]]:
+    """Runs of examples with the positions wanted of each, padded to the run's largest count with other positions, and
+    whether there are such others.
+    """
+    if len(wanted) == 1:
+        for index in wanted[0].nonzero().T.split(limit, 1):
+            yield slice(0, 1), index, False
+        return
     counts = wanted.sum(1).tolist()
     order = torch.argsort(wanted.to(torch.int8), dim=1, descending=True, stable=True)
     start = 0
@@ -290,5 +313,6 @@ def _blocks(wanted: Tensor, limit: int) -> Iterator[tuple[slice, Tensor]]:
             most = max(most, counts[stop])
             stop += 1
         for first in range(0, most, limit):
-            yield slice(start, stop), order[start:stop, first : min(most, first + limit)]
+            last = min(most, first + limit)
+            yield slice(start, stop), order[start:stop, first:last], min(counts[start:stop]) < last
         start = stop

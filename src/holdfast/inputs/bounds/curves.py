@@ -132,7 +132,7 @@ class Tangents:
         point = torch.minimum(torch.maximum(point, self.first), self.last)
         slope = self.sign * self.curve.slope(point.detach())
         slope = slope + self._follow(point)
-        bias = _bias(self, slope, (lower, upper, point))
+        bias = _bias(self.curve, self.sign, lower, upper, slope, (lower, upper, point))
         with torch.no_grad():
             bias_error = self.curve.slope_error(point) * (upper - lower)
         bias = bias - bias_error
@@ -177,49 +177,56 @@ class Tangents:
         return follow - follow.detach()
 
 
-def _gap(side: Tangents, slope: Tensor, z: Tensor) -> Tensor:
+def _gap(curve: Curve, sign: Tensor | float, slope: Tensor, z: Tensor) -> Tensor:
     """sign * phi(z) - slope z, less what rounding may have added."""
-    gap = side.sign * side.curve.value(z) - slope * z
+    gap = sign * curve.value(z) - slope * z
     with torch.no_grad():
-        rounding = side.curve.error(z) + 4 * torch.finfo(slope.dtype).eps * (slope * z).abs()
+        rounding = curve.error(z) + 4 * torch.finfo(slope.dtype).eps * (slope * z).abs()
     return gap - rounding
 
 
-def _bias(side: Tangents, slope: Tensor, points: tuple[Tensor, ...]) -> Tensor:
+def _bias(
+    curve: Curve, sign: Tensor | float, lower: Tensor, upper: Tensor, slope: Tensor, points: tuple[Tensor, ...]
+) -> Tensor:
     """min over `points` of sign * phi - slope z, less what rounding may have added."""
-    least = _gap(side, slope, points[0])
+    least = _gap(curve, sign, slope, points[0])
     for point in points[1:]:
-        least = torch.minimum(least, _gap(side, slope, point))
+        least = torch.minimum(least, _gap(curve, sign, slope, point))
     with torch.no_grad():
-        beyond = side.curve.beyond(side.lower, side.upper)
+        beyond = curve.beyond(lower, upper)
     return least - beyond
 
 
-def tangents(curve: Curve, lower: Tensor, upper: Tensor, sign: float = 1.0) -> Tangents:
-    """Where lines below sign * phi may touch it on [lower, upper]."""
+def tangents(curve: Curve, lower: Tensor, upper: Tensor) -> tuple[Tangents, Tangents]:
+    """Where lines below phi, and lines below -phi, may touch it on [lower, upper]; the two are searched for at once."""
+    sign = torch.stack([torch.ones_like(lower), -torch.ones_like(lower)]).detach()
+    low, high = (end.expand(2, *end.shape) for end in (lower, upper))
     with torch.no_grad():
-        edges = curve.edges(lower.detach(), upper.detach())
+        edges = curve.edges(low.detach(), high.detach())
         first, last, convex, bent = _convex_part(curve, edges, sign)
         touches = convex == 1
         mixed = touches & bent
         if bool(mixed.any()):
-            low, high = lower.detach()[mixed], upper.detach()[mixed]
-            found = _touching(curve, sign, low, high, first[mixed], last[mixed])
+            parts = (part[mixed] for part in (sign, low.detach(), high.detach(), first, last))
+            found = _touching(curve, *parts)
             first, last, touches = first.clone(), last.clone(), touches.clone()
             first[mixed], last[mixed], touches[mixed] = found
-    side = Tangents(curve, sign, lower, upper, first, last, touches, Line(lower, lower))
-    chord = _chord(side, edges, (convex > 0) & ~touches)
-    return Tangents(curve, sign, lower, upper, first, last, touches, chord)
+    chord = _chord(curve, sign, low, high, edges, (convex > 0) & ~touches)
+
+    def side(k: int, signed: float) -> Tangents:
+        line = Line(chord.slope[k], chord.bias[k])
+        return Tangents(curve, signed, lower, upper, first[k], last[k], touches[k], line)
+
+    return side(0, 1.0), side(1, -1.0)
 
 
 def lines(curve: Curve, lower: Tensor, upper: Tensor) -> tuple[Line, Line]:
     """Lower and upper line of phi on [lower, upper]."""
-    below = tangents(curve, lower, upper).middle()
-    above = tangents(curve, lower, upper, -1.0).middle()
+    below, above = (side.middle() for side in tangents(curve, lower, upper))
     return below, Line(-above.slope, -above.bias)
 
 
-def _convex_part(curve: Curve, edges: list[Tensor], sign: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _convex_part(curve: Curve, edges: list[Tensor], sign: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """First and last point of convex pieces that are not empty, how many there are, and whether others exist."""
     lower, upper = edges[0], edges[-1]
     first, last = upper, lower
@@ -241,21 +248,23 @@ def _steps(like: Tensor) -> int:
 
 
 def _touching(
-    curve: Curve, sign: float, lower: Tensor, upper: Tensor, first: Tensor, last: Tensor
+    curve: Curve, sign: Tensor, lower: Tensor, upper: Tensor, first: Tensor, last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Within the convex piece [first, last]: where tangents stay below both ends of the graph, and whether any do."""
-    stop, fails = _through_end(curve, sign, upper, first, last)
-    start, fails_ = _through_end(curve, sign, lower, last, first)
-    return start, stop, ~fails & ~fails_ & (start <= stop)
+    point, fails = torch.stack([first, last]), torch.zeros_like(torch.stack([first, last]), dtype=torch.bool)
+    ends, near = torch.stack([lower, upper]), torch.stack([last, first])
+    beyond = ends != point  # an end of the box that is the piece's own needs no search
+    if bool(beyond.any()):
+        signs = sign.expand_as(point)[beyond]
+        point[beyond], fails[beyond] = _through_end(curve, signs, ends[beyond], near[beyond], point[beyond])
+    start, stop = point
+    return start, stop, ~fails.any(0) & (start <= stop)
 
 
-def _through_end(curve: Curve, sign: float, end: Tensor, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
+def _through_end(curve: Curve, sign: Tensor, end: Tensor, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
     """The point between `near` and `far`, nearest to `far`, whose tangent is below the graph at `end`, which lies
-    beyond `far` (or is it, then `far`); and whether there is none.
+    beyond `far`; and whether there is none.
     """
-    beyond = end != far
-    if not bool(beyond.any()):
-        return far, beyond
     height = curve.value(end)
 
     def above(t: Tensor) -> Tensor:
@@ -266,12 +275,11 @@ def _through_end(curve: Curve, sign: float, end: Tensor, near: Tensor, far: Tens
         middle = (good + bad) / 2
         over = above(middle)
         good, bad = torch.where(over, good, middle), torch.where(over, middle, bad)
-    return torch.where(beyond, good, far), beyond & above(near)
+    return good, above(near)
 
 
-def _chord(side: Tangents, edges: list[Tensor], lowered: Tensor) -> Line:
+def _chord(curve: Curve, sign: Tensor, lower: Tensor, upper: Tensor, edges: list[Tensor], lowered: Tensor) -> Line:
     """The chord, moved below the graph where `lowered` says that it may cross it; constant on a single point."""
-    curve, sign, lower, upper = side.curve, side.sign, side.lower, side.upper
     width = upper - lower
     reach = torch.maximum(lower.detach().abs(), upper.detach().abs()).clamp(min=1.0)
     narrow = width.detach() <= torch.finfo(lower.dtype).eps ** (1 / 3) * reach
@@ -281,13 +289,13 @@ def _chord(side: Tangents, edges: list[Tensor], lowered: Tensor) -> Line:
     centre = torch.where(narrow, (lower + upper) / 2, lower.detach())
     slope = torch.where(narrow, sign * curve.slope(centre), quotient)
     slope = torch.where(torch.isfinite(slope) & (width.detach() > 0), slope, 0.0)
-    bias = _bias(side, slope, (lower, upper))
+    bias = _bias(curve, sign, lower, upper, slope, (lower, upper))
     if bool(lowered.any()):
         with torch.no_grad():
-            kept = [edge[lowered] for edge in edges]
-            point, missed = _stationary(curve, sign, kept, slope.detach()[lowered])
+            kept, signs = [edge[lowered] for edge in edges], sign[lowered]
+            point, missed = _stationary(curve, signs, kept, slope.detach()[lowered])
             beyond = curve.beyond(kept[0], kept[-1])
-        there = _gap(side, slope[lowered], point) - missed - beyond
+        there = _gap(curve, signs, slope[lowered], point) - missed - beyond
         # The ends were looked at, with their derivatives.
         known = ((point == kept[0]) | (point == kept[-1])) & (missed == 0)
         there = torch.where(known, torch.inf, there)
@@ -295,7 +303,7 @@ def _chord(side: Tangents, edges: list[Tensor], lowered: Tensor) -> Line:
     return Line(slope, bias)
 
 
-def _stationary(curve: Curve, sign: float, edges: list[Tensor], slope: Tensor) -> tuple[Tensor, Tensor]:
+def _stationary(curve: Curve, sign: Tensor, edges: list[Tensor], slope: Tensor) -> tuple[Tensor, Tensor]:
     """Where sign * phi - slope z is smallest on its convex pieces, and how much lower it may still be near there."""
     convex = curve.starts_convex(edges[0]) ^ (sign < 0)
     best, where, missed = torch.full_like(slope, torch.inf), edges[0], torch.zeros_like(slope)
@@ -304,7 +312,7 @@ def _stationary(curve: Curve, sign: float, edges: list[Tensor], slope: Tensor) -
         low = torch.where(sign * curve.slope(end) <= slope, end, start)
         high = torch.where(sign * curve.slope(start) >= slope, start, end)
         low = torch.minimum(low, high)
-        for _ in range(_steps(slope) // 2):
+        for _ in range(_steps(slope) // 2 if bool((low < high).any()) else 0):
             middle = (low + high) / 2
             falling = sign * curve.slope(middle) < slope
             low, high = torch.where(falling, middle, low), torch.where(falling, high, middle)

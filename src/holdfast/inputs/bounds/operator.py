@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.fx.node import map_aggregate
 
 from holdfast.inputs.bounds.patches import Patches, Phases
-from holdfast.inputs.bounds.rows import Columns, Rows, aligned, dot
+from holdfast.inputs.bounds.rows import Active, Columns, Rows, aligned, dot
 
 
 class Box(NamedTuple):
@@ -255,7 +255,7 @@ class Affine(Operator):
 _WORTH_CHOOSING = 0.8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lines:
     """Entrywise lines: lower_slope z + lower_bias <= phi(z) <= upper_slope z + upper_bias; each (examples, *event).
 
@@ -266,12 +266,12 @@ class Lines:
     upper_slope: Tensor
     lower_bias: Tensor | None
     upper_bias: Tensor | None
+    _active: dict[tuple[int | None, int | None], Active | None] = field(default_factory=dict, repr=False, compare=False)
 
     def pull(self, rows: Tensor, examples: slice) -> Pulled:
         active = self.active(examples)
         if active is not None:
-            chosen = Columns(rows.flatten(2).index_select(2, active), active, tuple(rows.shape[2:]))
-            return self.pull_any(chosen, examples)
+            return self.pull_any(Columns(rows.flatten(2).index_select(2, active.index), active), examples)
         return self.pull_any(rows, examples)
 
     def pull_any(self, rows: Rows, examples: slice) -> Pulled:
@@ -280,9 +280,13 @@ class Lines:
 
     def seen(self, rows: Rows, examples: slice) -> Lines:
         """The lines of every entry of the rows' values, as tensors that broadcast to them."""
-        below, above = aligned(rows, self.lower_slope[examples]), aligned(rows, self.upper_slope[examples])
-        biases = (None if b is None else aligned(rows, b[examples]) for b in (self.lower_bias, self.upper_bias))
-        return Lines(below, above, *biases)
+
+        def seen() -> tuple[Tensor | None, ...]:
+            lines = (self.lower_slope, self.upper_slope, self.lower_bias, self.upper_bias)
+            return tuple(None if line is None else aligned(rows, line[examples]) for line in lines)
+
+        parts: Any = rows.active.once(self, examples.start, seen) if isinstance(rows, Columns) else seen()
+        return Lines(*parts)
 
     def act(self, rows: Rows) -> Pulled:
         """Rows carried through lines that are `seen`: A+ s_l + A- s_u, and A+ b_l + A- b_u."""
@@ -303,13 +307,20 @@ class Lines:
         lower, upper = (None if b is None else torch.where(inside, b, 0.0) for b in (self.lower_bias, self.upper_bias))
         return replace(self, lower_bias=lower, upper_bias=upper)
 
-    def active(self, examples: slice) -> Tensor | None:
+    def active(self, examples: slice) -> Active | None:
         """Flat positions of a flat event where some line is not zero, when few enough to be worth choosing."""
+        key = (examples.start, examples.stop)
+        if key not in self._active:
+            self._active[key] = self._moving(examples)
+        return self._active[key]
+
+    def _moving(self, examples: slice) -> Active | None:
         if self.lower_slope.ndim != 3 or self.lower_slope.shape[1] != 1 or self.lower_bias is not None:
             return None
         moving = ((self.lower_slope[examples] != 0) | (self.upper_slope[examples] != 0)).flatten(1).any(0)
         index = moving.nonzero().squeeze(1)
-        return index if len(index) <= _WORTH_CHOOSING * len(moving) else None
+        chosen = len(index) <= _WORTH_CHOOSING * len(moving)
+        return Active(index, tuple(self.lower_slope.shape[1:])) if chosen else None
 
     def pull_patches(self, patches: Patches | Phases, examples: slice) -> Pulled | None:
         return self.pull_any(patches, examples) if self.lower_slope.ndim == 5 else None

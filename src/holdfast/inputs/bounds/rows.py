@@ -8,21 +8,57 @@ active, need no column.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from holdfast.inputs.bounds.patches import Patches, Phases
 
+Kept = TypeVar("Kept", bound=tuple[Tensor | None, ...])
+
+
+#: Entries up to which what was taken of a weight is kept for the next rows.
+_KEPT = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Active:
+    """The flat positions of an event that rows need columns for, and what was taken there of weights and lines."""
+
+    index: Tensor  # (chosen,) long
+    shape: tuple[int, ...]
+    _taken: dict[tuple[object, object], Any] = field(default_factory=dict)
+
+    def once(self, owner: object, other: object, make: Callable[[], Kept]) -> Kept:
+        """What `make` gives, made once for these two objects where it is small; `make` depends on nothing else."""
+        key = (owner, other)
+        if key in self._taken:
+            kept: Kept = self._taken[key]
+            return kept
+        made = make()
+        small = sum(part.numel() for part in made if isinstance(part, Tensor)) <= _KEPT
+        if small and not torch.is_grad_enabled():
+            self._taken[key] = made
+        return made
+
 
 @dataclass(frozen=True)
 class Columns:
-    """Rows that are zero outside the flat positions `index` of an event of shape `shape`."""
+    """Rows that are zero outside the `active` entries of an event."""
 
     values: Tensor  # (examples, rows, chosen)
-    index: Tensor  # (chosen,) long
-    shape: tuple[int, ...]
+    active: Active
+
+    @property
+    def index(self) -> Tensor:
+        return self.active.index
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.active.shape
 
     def dense(self) -> Tensor:
         """The same as an ordinary tensor."""

@@ -368,7 +368,7 @@ class Smooth(Operator):
 
     def _sides(self, box: Box) -> tuple[Tangents, Tangents]:
         """Tangents below phi and below -phi."""
-        return tangents(self.curve, *box), tangents(self.curve, *box, -1.0)
+        return tangents(self.curve, *box)
 
     def _lines(self, box: Box, below: Line, above: Line) -> Lines:
         above = Line(-above.slope, -above.bias)
