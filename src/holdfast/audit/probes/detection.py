@@ -26,7 +26,7 @@ from holdfast.audit.probes.attacked_inputs import ATTACKED_KINDS
 from holdfast.audit.probes.detection_scores import CONFIDENT, State, prepare_scores, scored
 from holdfast.audit.probes.foreign_inputs import foreign_inputs
 from holdfast.core.estimate import Estimate
-from holdfast.core.exhibit import Bars, Exhibit, Gallery, Histogram, Table
+from holdfast.core.exhibit import Bars, Cell, Exhibit, Gallery, Histogram, Table
 from holdfast.core.finding import Doubt, Finding, Section
 from holdfast.core.seeds import numpy_generator
 from holdfast.core.sequences import anytime_mean
@@ -211,13 +211,12 @@ def _exhibits(
         for s, score in enumerate(state.scores)
         for name, values in sets.items()
     }
+    rows: list[tuple[Cell, ...]] = [(name, *(areas[score, name] for score in state.scores)) for name in sets]
+    rows.append(("worst", *(min(areas[score, name].value for name in sets) for score in state.scores)))
     table = Table(
         "AUROC of every score on every kind of input that does not belong",
         ("kind of input", *state.scores),
-        (
-            *((name, *(areas[score, name] for score in state.scores)) for name in sets),
-            ("worst", *(min(areas[score, name].value for name in sets) for score in state.scores)),
-        ),
+        tuple(rows),
         caption=f"The declared score is {state.lead}, against attacked inputs {state.lead_attacked}; the others are "
         "shown, not chosen from.  These intervals (DeLong) are for a run of fixed length.",
     )
