@@ -288,7 +288,12 @@ SETTINGS: tuple[tuple[str, str, Threat, int], ...] = (
 
 def comparisons() -> tuple[Comparison, ...]:
     """Everything that is compared."""
-    suites = [
+    return (*suites(), *members(), *single_attacks(), *smallest_changes())
+
+
+def suites() -> list[Comparison]:
+    """Whole ensembles."""
+    return [
         Comparison(
             f"attacks-{ours}-{name}",
             f"ensemble, {ours} against standard",
@@ -302,13 +307,17 @@ def comparisons() -> tuple[Comparison, ...]:
         for ours, settings in (("adaptive", SETTINGS), ("standard", SETTINGS[:1]))
         for name, model, threat, images in settings
     ]
-    members: Sequence[tuple[str, Callable[[Threat], Attack], float]] = (
+
+
+def members() -> list[Comparison]:
+    """The ensemble's members alone."""
+    made: Sequence[tuple[str, Callable[[Threat], Attack], float]] = (
         ("apgd-ce", APGD, 0.005),
         ("apgd-t", partial(APGD, targets=9), 0.005),
         ("fab-t", FAB, 0.005),
         ("square", Square, 0.01),
     )
-    alone = [
+    return [
         Comparison(
             f"attacks-{name}",
             name,
@@ -320,62 +329,52 @@ def comparisons() -> tuple[Comparison, ...]:
             reference(name),
             slack=slack,
         )
-        for name, make, slack in members
+        for name, make, slack in made
     ]
+
+
+def single_attacks() -> list[Comparison]:
+    """PGD beside everybody's, and FGSM, whose points are the peer's to the bit."""
+    threat, step = Linf(0.1), 2.5 * 0.1 / 40
     pgd = attack(lambda threat: PGD(threat, steps=40))
-    step = 2.5 * 0.1 / 40
-    plain = [
-        Comparison(f"attacks-pgd-{peer}", "PGD-40", peer, "cnn_linf", Linf(0.1), 1000, pgd, theirs, slack=0.005)
-        for peer, theirs in (
-            ("torchattacks", torchattacks_attack("PGD", alpha=step, steps=40)),
-            ("foolbox", foolbox_attack(lambda attacks: attacks.LinfPGD(abs_stepsize=step, steps=40))),
-            ("adv-lib", adv_lib_pgd),
-            ("adversarial-robustness-toolbox", art_pgd),
-        )
-    ]
-    return (
-        *suites,
-        *alone,
-        *plain,
-        Comparison(
-            "attacks-fgsm",
-            "FGSM",
-            "torchattacks",
-            "cnn_linf",
-            Linf(0.1),
-            1000,
-            attack(FGSM),
-            torchattacks_attack("FGSM"),
-            by="tensors",
-        ),
+    peers = (
+        ("torchattacks", torchattacks_attack("PGD", alpha=step, steps=40)),
+        ("foolbox", foolbox_attack(lambda attacks: attacks.LinfPGD(abs_stepsize=step, steps=40))),
+        ("adv-lib", adv_lib_pgd),
+        ("adversarial-robustness-toolbox", art_pgd),
+    )
+    fgsm = attack(FGSM), torchattacks_attack("FGSM")
+    return [
         *(
-            Comparison(
-                f"attacks-fab-norm-{type(threat).__name__.lower()}",
-                "FAB, smallest change",
+            Comparison(f"attacks-pgd-{peer}", "PGD-40", peer, "cnn_linf", threat, 1000, pgd, theirs, slack=0.005)
+            for peer, theirs in peers
+        ),
+        Comparison("attacks-fgsm", "FGSM", "torchattacks", "cnn_linf", threat, 1000, *fgsm, by="tensors"),
+    ]
+
+
+def smallest_changes() -> list[Comparison]:
+    """Attacks that look for the nearest point."""
+    near, hop = "FAB, smallest change", f"HopSkipJump, {HOPS} steps, smallest change"
+    norms = partial(Comparison, network="cnn_linf", by="norms")
+    return [
+        *(
+            norms(
+                f"attacks-fab-norm-{name}",
+                near,
                 "adv-lib",
-                "cnn_linf",
-                threat,
-                100,
-                nearest,
-                adv_lib_fab,
-                by="norms",
+                threat=threat,
+                images=100,
+                ours=nearest,
+                theirs=adv_lib_fab,
                 slack=0.02,
             )
-            for threat in (Linf(0.1), L2(1.0))
+            for name, threat in (("linf", Linf(0.1)), ("l2", L2(1.0)))
         ),
-        Comparison(
-            "attacks-hopskipjump",
-            f"HopSkipJump, {HOPS} steps, smallest change",
-            "foolbox",
-            "cnn_linf",
-            L2(1.0),
-            30,
-            hops,
-            foolbox_hops,
-            by="norms",
-            slack=0.1,
+        norms(
+            "attacks-hopskipjump", hop, "foolbox", threat=L2(1.0), images=30, ours=hops, theirs=foolbox_hops, slack=0.1
         ),
-    )
+    ]
 
 
 def main(arguments: list[str]) -> int:

@@ -45,6 +45,7 @@ class VPPrecond(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"], *, condition: Tensor | None = None
     ) -> Float[Tensor, "batch *shape"]:
+        """Estimates of x0 from x = x0 + sigma noise, one level an example."""
         shrink = per_example((1 + sigma.square()).rsqrt(), x)
         noise = self.net(shrink * x, 999 * self.schedule.inverse_sigma(sigma), condition=condition)
         return x - per_example(sigma, x) * noise
@@ -63,6 +64,7 @@ class EDMPrecond(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"], *, condition: Tensor | None = None
     ) -> Float[Tensor, "batch *shape"]:
+        """Estimates of x0 from x = x0 + sigma noise, one level an example."""
         total = per_example(sigma.square() + self.sigma_data**2, x)
         mixture = self.net(x * total.rsqrt(), sigma.log() / 4, condition=condition)
         return (self.sigma_data**2 / total) * x + per_example(sigma, x) * self.sigma_data * total.rsqrt() * mixture
@@ -88,6 +90,7 @@ class EpsilonDenoiser(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"], *, condition: Tensor | None = None
     ) -> Float[Tensor, "batch *shape"]:
+        """Estimates of x0 from x = x0 + sigma noise, one level an example."""
         shrink = per_example((1 + sigma.square()).rsqrt(), x)
         step = self._step(sigma.double().log()).to(x)
         predicted = self.net(shrink * x, step) if condition is None else self.net(shrink * x, step, condition)

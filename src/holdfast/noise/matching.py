@@ -55,6 +55,7 @@ class AmortizedResidual(nn.Module):
         progress: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, " batch"]:
+        """Losses of the examples; `progress` from 0 to 1 moves the level from the first to the last."""
         sigma = self.sigma_first + progress * (self.sigma_last - self.sigma_first)
         u = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         return (u + sigma * model(x + sigma * u)).square().flatten(1).mean(1)
@@ -94,6 +95,7 @@ class DenoisingScoreMatching(nn.Module):
         progress: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, " batch"]:
+        """Losses of the examples at times of their own; `progress` is not used."""
         first, last = self.times
         t = first + (last - first) * torch.rand(len(x), generator=generator, dtype=x.dtype, device=x.device)
         sigma = self.schedule.sigma(t)

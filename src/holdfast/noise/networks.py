@@ -40,6 +40,7 @@ class ConvScore(nn.Module):
         nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]  # the last layer is a convolution
 
     def forward(self, x: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n channels height width"]:
+        """One value for every entry of the images."""
         return self.layers(x)
 
 

@@ -72,6 +72,7 @@ class Convolution(Signed):
         return self.call.target(images, weight, bias, *self.geometry).reshape(len(x), *self.call.out_shape)
 
     def adjoint(self, rows: Tensor) -> tuple[Rows, ...]:
+        """A transposed convolution; of a strided one, as `Phases`."""
         stride, padding, *_ = self._explicit()
         if padding is None:
             return super().adjoint(rows)
