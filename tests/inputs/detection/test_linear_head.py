@@ -7,6 +7,7 @@ from torch import nn
 
 from holdfast.core.errors import InputError
 from holdfast.inputs.detection import LinearHead, RectifiedEnergy, VirtualLogit
+from holdfast.inputs.detection.rectified import SAMPLE, quantile_of_many
 from holdfast.inputs.detection.scores import energy
 from holdfast.inputs.features import Features
 
@@ -82,3 +83,19 @@ def test_what_does_not_fit_is_refused(model):
     flat = np.random.default_rng(0).normal(size=(50, 3)) @ np.eye(3, 20)
     with pytest.raises(InputError, match="residual"):
         VirtualLogit(LinearHead(head.weight, np.zeros(4)), dimension=10).fit(flat)
+
+
+@pytest.mark.parametrize("kind", ["normal", "few values", "sorted", "heavy"])
+@pytest.mark.parametrize("q", [0.0, 1e-6, 0.1, 0.5, 0.9, 0.999, 1.0])
+def test_quantiles_of_many_values_are_numpys(kind, q):
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(4 * SAMPLE + 7)
+    values = {
+        "normal": values,
+        "few values": np.round(values),
+        "sorted": np.sort(values),
+        "heavy": np.exp(5 * values),
+    }[kind]
+    assert quantile_of_many(values, q) == pytest.approx(np.quantile(values, q), rel=1e-12, abs=0)
+    assert quantile_of_many(values[:1], q) == values[0]
+    assert quantile_of_many(values[:100], q) == np.quantile(values[:100], q)

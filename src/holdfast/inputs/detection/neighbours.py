@@ -8,6 +8,8 @@ Nothing is assumed of the shape of the data.
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,22 @@ from holdfast.core.errors import InputError
 
 #: At most so many training examples, evenly spaced, set the threshold: all pairs would take longer than all else.
 THRESHOLD_EXAMPLES = 2000
+
+
+@dataclass(eq=False)
+class _Threshold:
+    """A quantile of the training examples' own scores; apart, because an estimator's `predict` must not change it."""
+
+    neighbours: NearestNeighbors
+    rows: Float[np.ndarray, "n features"]
+    k: int
+    contamination: float
+
+    @cached_property
+    def value(self) -> float:
+        # One more neighbour than k: the nearest is the example itself.
+        own = self.neighbours.kneighbors(self.rows, self.k + 1)[0][:, -1]
+        return float(np.quantile(-own, self.contamination))
 
 
 class NeighbourDetector(BaseEstimator):
@@ -55,10 +73,14 @@ class NeighbourDetector(BaseEstimator):
             warnings.warn(f"k={self.k} is not below the number of examples, {len(X)}; {self.k_} is used", stacklevel=2)
         self.neighbours_ = NearestNeighbors(n_neighbors=self.k_).fit(self._scaled(X))
         some = X[np.linspace(0, len(X) - 1, min(len(X), THRESHOLD_EXAMPLES)).astype(int)]
-        # One more neighbour than k: the nearest is the example itself.
-        own = self.neighbours_.kneighbors(self._scaled(some), self.k_ + 1)[0][:, -1]
-        self.offset_ = float(np.quantile(-own, self.contamination))
+        self._threshold = _Threshold(self.neighbours_, self._scaled(some), self.k_, self.contamination)
         return self
+
+    @property
+    def offset_(self) -> float:
+        """Threshold of `predict`; found when it is first asked for, since that takes nearly as long as scoring."""
+        check_is_fitted(self)
+        return self._threshold.value
 
     def score_samples(self, X: Any) -> Float[np.ndarray, " n"]:
         """Negative distance to the k-th neighbour; higher is more typical."""

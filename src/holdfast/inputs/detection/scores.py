@@ -9,6 +9,7 @@ Hendrycks et al., 2022 (max logit); Liu, Lochman and Zach, 2023 (generalised ent
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -29,13 +30,16 @@ def max_softmax(logits: ArrayLike, temperature: float = 1.0) -> Scores:
 
 def max_logit(logits: ArrayLike) -> Scores:
     """max_k z_k."""
-    return _checked(logits).max(axis=1)
+    largest: Scores = torch.from_numpy(_checked(logits)).amax(dim=1).numpy()
+    return largest
 
 
 def energy(logits: ArrayLike, temperature: float = 1.0) -> Scores:
     """Negative free energy, T log sum_k exp(z_k / T)."""
-    scaled = torch.from_numpy(_checked(logits) / _positive(temperature))
-    return temperature * torch.logsumexp(scaled, dim=1).numpy()
+    z = torch.from_numpy(_checked(logits))
+    if _positive(temperature) == 1:
+        return torch.logsumexp(z, dim=1).numpy()
+    return temperature * torch.logsumexp(z / temperature, dim=1).numpy()
 
 
 def negative_entropy(logits: ArrayLike) -> Scores:
@@ -96,8 +100,7 @@ def _checked(logits: ArrayLike) -> Float[np.ndarray, "n classes"]:
     z = np.asarray(logits, dtype=np.float64)
     if z.ndim != 2 or z.shape[1] == 0:
         raise InputError(f"logits must have shape (examples, classes), got {z.shape}")
-    with np.errstate(invalid="ignore"):
-        suspect = np.isnan(z.sum())  # cheap, but infinities of both signs give NaN too
+    suspect = math.isnan(torch.from_numpy(z).sum())  # cheap, but infinities of both signs give NaN too
     if suspect and np.isnan(z).any():
         raise InputError(f"logits hold NaN in {int(np.isnan(z).any(axis=1).sum())} rows; the model diverged on them")
     return z

@@ -62,7 +62,7 @@ class VirtualLogit(BaseEstimator):
         centred = X - self.origin_
         _, directions = np.linalg.eigh(centred.T @ centred / len(X))  # by rising variance
         self.residual_ = directions[:, : size - dimension]
-        lengths = self._length(X)
+        lengths = np.linalg.norm(centred @ self.residual_, axis=1)
         if not lengths.mean() > 1e-9 * np.abs(centred).max():
             raise InputError(
                 f"the features lie in {dimension} dimensions and have no residual; choose a smaller dimension"
@@ -82,4 +82,4 @@ class VirtualLogit(BaseEstimator):
         return np.where(self.score_samples(X) >= self.offset_, 1, -1)
 
     def _length(self, X: np.ndarray) -> np.ndarray:
-        return np.linalg.norm((X - self.origin_) @ self.residual_, axis=1)
+        return np.linalg.norm(X @ self.residual_ - self.origin_ @ self.residual_, axis=1)
