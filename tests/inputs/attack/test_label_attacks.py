@@ -43,6 +43,28 @@ def test_comes_close_to_the_boundary_of_a_linear_model_and_never_closer(threat, 
     assert ratio.median() < 1.25
 
 
+@pytest.mark.parametrize(
+    ("threat", "dual", "features", "most"),
+    [(Linf(0.03), 1, 784, 1.5), (L2(1.0), 2, 784, 1.25), (L2(1.0), 2, 3072, 1.6)],
+    ids=["linf-784", "l2-784", "l2-3072"],
+)
+def test_comes_as_close_with_many_features(threat, dual, features, most):
+    """The bisection leaves a point nearer to the boundary than its probes reach, in float32 too."""
+    model, x, y = models.linear(features=features, classes=2, dtype=torch.float32)
+    x, y = x[:3], y[:3]
+    normal = model.weight[0] - model.weight[1]
+    exact = ((model(x)[:, 0] - model(x)[:, 1]).abs() / normal.norm(p=dual)).detach()
+    blind, passes = labels_only(model), []
+    search = Search.begin(lambda z: passes.append(len(z)) or blind(z), threat, x, y, (0, 1), None, "margin")
+    passes.clear()
+    rows, point = HopSkipJump(threat, iterations=15).minimise(search, stream())
+    assert sorted(rows.tolist()) == [0, 1, 2]
+    ratio = threat.norm(point - x[rows]) / exact[rows]
+    assert (ratio >= 1 - 1e-3).all()
+    assert (ratio < most).all()
+    assert int(search.queries.sum()) == sum(passes)
+
+
 def test_probes_are_made_a_few_at_a_time_and_none_is_lost(monkeypatch):
     model, x, y = models.linear(classes=2)
     blind, seen = labels_only(model), []

@@ -5,7 +5,9 @@ probes at distance delta,
 
     g = mean_b (phi_b - mean phi) u_b,     phi_b = +1 if x_t + delta u_b is adversarial, else -1
 
-step along it (its sign in L-infinity) by dist / sqrt(t), halved until the point is adversarial, and bisect again.  It
+step along it (its sign in L-infinity) by dist / sqrt(t), halved until the point is adversarial, and bisect again.  With
+d values the bisection leaves a share theta = gamma / d^(3/2) (L2) or gamma / d^2 of the way open, as far as floats tell
+such shares apart: delta is dist / d for either norm, so a point left further from the boundary would not see it.  It
 minimises the distance, so it wins where that ends within the threat's radius.  All probes of all examples go through
 the model together.
 
@@ -32,6 +34,8 @@ from holdfast.threats.base import Threat, Valid, gaussian, per_example, uniform,
 STARTS = (1, 3, 10, 30, 100)
 #: Input values of the probes that are made together; bounds memory.
 PROBE_ELEMENTS = 1 << 24
+#: Shortest probe, in units in the last place of the point that is probed.
+PROBE_UNITS = 16
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,11 @@ class HopSkipJump(Attack):
         start = search.x[rows]
         size = start[0].numel()
         theta = self.gamma / (size * math.sqrt(size) if isinstance(self.threat, L2) else size**2)
+        theta = max(theta, torch.finfo(start.dtype).eps)  # halves of shares below that are the same number
         point = self._to_boundary(search, rows, start, point, theta)
         for t in range(1, self.iterations + 1):
             distance = self.threat.norm(point - start)
-            delta = self._probe_distance(search, distance, size, theta, t)
+            delta = self._probe_distance(search, point, distance, theta, t)
             direction = self._normal(
                 search, rows, point, delta, min(int(self.initial_evals * t**0.5), self.max_evals), generator
             )
@@ -137,7 +142,7 @@ class HopSkipJump(Attack):
         low = torch.zeros_like(point.flatten(1)[:, 0])
         high = torch.ones_like(low)
         best = point
-        for _ in range(max(1, math.ceil(-math.log2(min(max(theta, 1e-4), 0.5))))):
+        for _ in range(max(1, math.ceil(-math.log2(min(theta, 0.5))))):
             middle = (low + high) / 2
             candidate = self._blend(start, point, middle)
             wrong = self._adversarial(search, rows, candidate)
@@ -145,11 +150,17 @@ class HopSkipJump(Attack):
             high, low = torch.where(wrong, middle, high), torch.where(wrong, low, middle)
         return best
 
-    def _probe_distance(self, search: Search, distance: Tensor, size: int, theta: float, t: int) -> Tensor:
+    def _probe_distance(self, search: Search, point: Tensor, distance: Tensor, theta: float, t: int) -> Tensor:
+        """Euclidean length of the probes: a tenth of the valid range at first, later what the bisection leaves open,
+        spread over all values; at least `PROBE_UNITS` units in the last place of the point, below which probes are
+        rounded away.
+        """
         if t == 1 and search.valid is not None:
             low, high = (torch.as_tensor(end).double() for end in search.valid)
             return torch.full_like(distance, 0.1 * float((high - low).max()))
-        return distance * theta * (math.sqrt(size) if isinstance(self.threat, L2) else size)
+        size = point[0].numel()
+        rounded = PROBE_UNITS * torch.finfo(point.dtype).eps * point.flatten(1).norm(dim=1)
+        return torch.maximum(distance * theta * (math.sqrt(size) if isinstance(self.threat, L2) else size), rounded)
 
     def _normal(
         self,
