@@ -196,6 +196,60 @@ def test_the_report_counts_what_it_says():
     assert len(report.table().rows) == 3
 
 
+def test_measuring_and_integrating_leave_the_mode_of_every_part_alone():
+    model, views = drawn(7, dtype=torch.float32)
+    y = model(views).logits.argmax(1)
+    model.train()
+    model.encoders[1].eval()
+    modes = [module.training for module in model.modules()]
+    optimise_integration(model, [(views, y)], epochs=1)
+    modality_report(model, views, y, eps=0.1, steps=1)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_a_missing_view_has_no_radius():
+    model, views = drawn()
+    y = model(views).logits.argmax(1)
+    doors = (
+        model.certified_radius,
+        lambda v: certified_lipschitz(model, v),
+        lambda v: empirical_lipschitz(model, v),
+        lambda v: modality_report(model, v, y, eps=0.1),
+    )
+    for door in doors:
+        for missing in (views[:1], [], [*views, views[0]]):
+            with pytest.raises(InputError, match="views for 2 encoders"):
+                door(missing)
+
+
+@pytest.mark.parametrize("label", [-1, 4, 7])
+def test_labels_that_are_no_class_are_refused(label):
+    model, views = drawn()
+    y = torch.full((12,), label)
+    doors = (
+        lambda: model.certified_radius(views, y),
+        lambda: CertifiableFusionLoss()(model(views), y),
+        lambda: modality_report(model, views, y, eps=0.1),
+        lambda: optimise_integration(model, [(views, y)]),
+    )
+    for door in doors:
+        with pytest.raises(InputError, match=r"labels must lie in 0\.\.3"):
+            door()
+    with pytest.raises(InputError, match="3 labels for 12 examples"):
+        model.certified_radius(views, torch.zeros(3, dtype=torch.long))
+
+
+def test_constants_of_another_name_are_refused():
+    model, views = drawn()
+    y = torch.zeros(12, dtype=torch.long)
+    for door in (
+        lambda: modality_report(model, views, y, eps=0.1, lipschitz="emprical"),
+        lambda: optimise_integration(model, [(views, y)], lipschitz="emprical"),
+    ):
+        with pytest.raises((InputError, TypeError), match="emprical"):
+            door()
+
+
 def test_a_threat_on_one_view_moves_nothing_else():
     threat = OneView(L2(0.5), 2, 5)
     x = torch.zeros(3, 6)

@@ -24,10 +24,13 @@ from holdfast.inputs.bounds.multimodal import (
     MultimodalClassifier,
     Target,
     certified_lipschitz,
+    check_constants,
+    check_labels,
     check_views,
     empirical_lipschitz,
     multimodal_radius,
 )
+from holdfast.inputs.features import evaluating
 from holdfast.threats.balls import L2
 from holdfast.threats.base import Threat, Valid
 
@@ -165,33 +168,36 @@ def modality_report(
 ) -> ModalityReport:
     """Margin, steepness, radius, and accuracy under attack (PGD, L2 of `eps`, within `valid`) and removal.
 
-    `lipschitz` says which constants the numbers rest on.  Raises InputError for views or labels that do not fit, and
-    as the attack and the certificate do.
+    `lipschitz` says which constants the numbers rest on.  The model is measured in evaluation mode and put back in the
+    mode that it came in.  Raises InputError for views or labels that do not fit or other constants than the two, and as
+    the attack and the certificate do.
     """
-    check_views(views)
-    model.eval()
-    joined = JoinedViews(model, views)
-    with torch.no_grad():
-        right = model(views).logits.argmax(1) == y
+    check_views(model, views)
+    check_labels(y, len(views[0]), len(model.fusion.bias))
+    check_constants(lipschitz)
+    with evaluating(model):
+        joined = JoinedViews(model, views)
+        with torch.no_grad():
+            right = model(views).logits.argmax(1) == y
 
-    def attacked(threat: Threat) -> Estimate:
-        attack = PGD(threat, steps=steps)
-        return _share(right & ~attack.run(joined, joined.join(views), y, valid=valid, generator=generator).success)
+        def attacked(threat: Threat) -> Estimate:
+            attack = PGD(threat, steps=steps)
+            return _share(right & ~attack.run(joined, joined.join(views), y, valid=valid, generator=generator).success)
 
-    certified = lipschitz == "certified"
-    tau = certified_lipschitz(model, views) if certified else empirical_lipschitz(model, views)
-    radius, *alone = _mean_radii(model, views, y, None if certified else tau)
-    rows = tuple(
-        ModalityRow(
-            m,
-            *_leaning(model, views, y, m, tau),
-            radius=alone[m],
-            attacked=attacked(OneView(L2(eps), *place)),
-            removed=_share(_without(model, views, m) == y),
+        certified = lipschitz == "certified"
+        tau = certified_lipschitz(model, views) if certified else empirical_lipschitz(model, views)
+        radius, *alone = _mean_radii(model, views, y, None if certified else tau)
+        rows = tuple(
+            ModalityRow(
+                m,
+                *_leaning(model, views, y, m, tau),
+                radius=alone[m],
+                attacked=attacked(OneView(L2(eps), *place)),
+                removed=_share(_without(model, views, m) == y),
+            )
+            for m, place in enumerate(joined.places)
         )
-        for m, place in enumerate(joined.places)
-    )
-    return ModalityReport(rows, _share(right), radius, attacked(L2(eps)), eps, lipschitz)
+        return ModalityReport(rows, _share(right), radius, attacked(L2(eps)), eps, lipschitz)
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -41,6 +41,7 @@ from holdfast.inputs.bounds.enclosure import enclosed
 from holdfast.inputs.bounds.fusion import ConcatenationFusion, Fused, OrthogonalFusion, Views
 from holdfast.inputs.bounds.graph import capture
 from holdfast.inputs.bounds.rounding import Rounding
+from holdfast.inputs.features import evaluating
 from holdfast.inputs.lipschitz import lipschitz_bound
 
 __all__ = [
@@ -75,8 +76,7 @@ class MultimodalClassifier(nn.Module):
 
     def features(self, views: Views) -> list[Tensor]:
         """phi^m(x^m) of every view."""
-        if len(views) != len(self.encoders):
-            raise InputError(f"{len(views)} views for {len(self.encoders)} encoders; give one a modality, in order")
+        _require_one_a_modality(self, views)
         return [encoder(view).flatten(1) for encoder, view in zip(self.encoders, views)]
 
     def forward(self, views: Views) -> Fused:
@@ -93,8 +93,8 @@ class MultimodalClassifier(nn.Module):
     ) -> Float[Tensor, " batch"]:
         """L2 radius, float64 and sound, within which no change of all views (or of view `threat`) moves the label.
 
-        With labels `y` it is 0 where the prediction is another.  Raises InputError for views that are not finite,
-        UnsupportedError for encoders with operators that have no bounding rule.
+        With labels `y` it is 0 where the prediction is another.  Raises InputError for a view that is missing or not
+        finite and for labels that do not fit, UnsupportedError for encoders with operators that have no bounding rule.
         """
         return self.certified_radii(views, y, (threat,))[0]
 
@@ -103,7 +103,9 @@ class MultimodalClassifier(nn.Module):
         self, views: Views, y: Int[Tensor, " batch"] | None, threats: Sequence[Target]
     ) -> Float[Tensor, "threats batch"]:
         """`certified_radius` for several threats at the price of one."""
-        check_views(views)
+        check_views(self, views)
+        if y is not None:
+            check_labels(y, len(views[0]), len(self.fusion.bias))
         graphs = [capture(encoder, view) for encoder, view in zip(self.encoders, views)]
         steepness = [lipschitz_bound(graph, view) for graph, view in zip(graphs, views)]
         parts, errors = zip(*(enclosed(graph, view) for graph, view in zip(graphs, views)))
@@ -127,7 +129,10 @@ class MultimodalClassifier(nn.Module):
 
 
 class CertifiableFusionLoss(nn.Module):
-    """Cross-entropy of the joint logits plus `rho` times the log-sum of every modality's own margins (step 1)."""
+    """Cross-entropy of the joint logits plus `rho` times the log-sum of every modality's own margins (step 1).
+
+    Raises InputError for a negative rho, and for labels that do not fit the logits.
+    """
 
     def __init__(self, rho: float = 2.0) -> None:
         super().__init__()
@@ -136,6 +141,7 @@ class CertifiableFusionLoss(nn.Module):
         self.rho = rho
 
     def forward(self, fused: Fused, y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+        check_labels(y, *fused.logits.shape)
         own = y[:, None, None].expand(-1, fused.scores.shape[1], 1)
         gaps = (fused.scores - fused.scores.gather(2, own)).scatter(2, own, -torch.inf).flatten(1)
         floor = gaps.new_full((len(gaps), 1), math.log(1e-5))
@@ -163,8 +169,7 @@ def multimodal_radius(
     are negative or NaN.
     """
     modalities, classes = scales.shape
-    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
-        raise InputError(f"labels must lie in 0..{classes - 1}, got {int(y.min())}..{int(y.max())}")
+    check_labels(y, len(scores), classes)
     if lipschitz.shape not in ((modalities, classes), (modalities, classes, classes)):
         raise InputError(
             f"Lipschitz constants must have shape ({modalities}, {classes}) or ({modalities}, {classes}, {classes}), "
@@ -182,7 +187,7 @@ def multimodal_radius(
 
 def empirical_lipschitz(model: MultimodalClassifier, views: Views) -> Float[Tensor, "modalities classes"]:
     """Largest gradient norm of zeta_k^m over the given views: an *estimate* of tau from below, never a bound."""
-    check_views(views)
+    check_views(model, views)
     leaves = [view.detach().requires_grad_() for view in views]
     with torch.enable_grad():
         scores = model(leaves).scores
@@ -194,7 +199,7 @@ def empirical_lipschitz(model: MultimodalClassifier, views: Views) -> Float[Tens
 
 def certified_lipschitz(model: MultimodalClassifier, views: Views) -> Float[Tensor, "modalities classes"]:
     """tau_k^m = ||W_k^m|| times the encoder's bound from `lipschitz_bound`; `views` only give the shapes."""
-    check_views(views)
+    check_views(model, views)
     steepness = [lipschitz_bound(encoder, view) for encoder, view in zip(model.encoders, views)]
     with torch.no_grad():
         norms = torch.stack([torch.linalg.vector_norm(row, dim=1) for row in model.fusion.rows(torch.float64)])
@@ -213,9 +218,11 @@ def optimise_integration(
 
     `loader` gives ((views), labels) batches and is gone through once an epoch (SGD, momentum 0.9, weight decay 0.01).
     The paper's learning rate is 0.03 times that of step 1.  Constants are found once: they do not depend on scales.
+    The model is looked at in evaluation mode and put back in the mode that it came in.
     Returns the mean of r before the first and after every epoch.
 
-    Raises InputError for an empty loader, or a fusion whose scales are not learnt.
+    Raises InputError for an empty loader, a fusion whose scales are not learnt, other constants than the two, and views
+    or labels that do not fit.
     """
     batches = [(list(views), y) for views, y in loader]
     if not batches or epochs < 1:
@@ -223,13 +230,14 @@ def optimise_integration(
     scales = model.fusion.scales
     if not isinstance(scales, nn.Parameter):
         raise InputError("this fusion has no scales to learn; use OrthogonalFusion")
-    model.eval()
-    if lipschitz == "certified":
-        tau = certified_lipschitz(model, batches[0][0])
-    else:
-        tau = torch.stack([empirical_lipschitz(model, views) for views, _ in batches]).amax(0)
-    with torch.no_grad():
-        known = [(model(views).scores, y) for views, y in batches]
+    check_constants(lipschitz)
+    with evaluating(model):
+        if lipschitz == "certified":
+            tau = certified_lipschitz(model, batches[0][0])
+        else:
+            tau = torch.stack([empirical_lipschitz(model, views) for views, _ in batches]).amax(0)
+        with torch.no_grad():
+            known = [(model(views).scores, y) for views, y in batches]
     bias, tau = model.fusion.bias.detach(), tau.to(scales)
     optimizer = torch.optim.SGD([scales], lr=learning_rate, momentum=0.9, weight_decay=1e-2)
 
@@ -247,13 +255,33 @@ def optimise_integration(
     return tuple(history)
 
 
-def check_views(views: Views) -> None:
-    """Raises InputError for views that are not finite or differ in their number of examples."""
+def check_views(model: MultimodalClassifier, views: Views) -> None:
+    """Raises InputError unless there is one view a modality, all finite and of the same number of examples."""
+    _require_one_a_modality(model, views)
     if len({len(view) for view in views}) != 1:
         raise InputError(f"views must hold the same examples, got {[len(view) for view in views]} of them")
     broken = [m for m, view in enumerate(views) if not bool(torch.isfinite(view).all())]
     if broken:
         raise InputError(f"view {broken[0]} holds NaN or infinity; a missing view is one whose features are 0")
+
+
+def _require_one_a_modality(model: MultimodalClassifier, views: Views) -> None:
+    if len(views) != len(model.encoders):
+        raise InputError(f"{len(views)} views for {len(model.encoders)} encoders; give one a modality, in order")
+
+
+def check_labels(y: Tensor, examples: int, classes: int) -> None:
+    """Raises InputError unless there is one label an example, each of the classes."""
+    if len(y) != examples:
+        raise InputError(f"{len(y)} labels for {examples} examples; give one an example")
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise InputError(f"labels must lie in 0..{classes - 1}, got {int(y.min())}..{int(y.max())}")
+
+
+def check_constants(lipschitz: str) -> None:
+    """Raises InputError for other constants than the two."""
+    if lipschitz not in get_args(Constants):
+        raise InputError(f"Lipschitz constants are {' or '.join(get_args(Constants))}, got {lipschitz!r}")
 
 
 def _distances(rows: Float[Tensor, "classes dim"]) -> Float[Tensor, "classes classes"]:
