@@ -5,6 +5,8 @@ import os
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
+import jaxtyping
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
@@ -17,3 +19,11 @@ settings.register_profile(
 )
 settings.register_profile("explore", settings.get_profile("holdfast"), derandomize=False, max_examples=400)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "holdfast"))
+
+
+@pytest.fixture
+def unannotated():
+    """Annotations are not checked, as in a program of a user: what is refused then, the code itself refuses."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -167,6 +167,7 @@ def test_what_the_other_half_sees_does_not_reach_this_one():
     assert torch.equal(seen[1], seen[3])
 
 
+@pytest.mark.usefixtures("unannotated")
 @pytest.mark.parametrize(
     ("smoothed", "words"),
     [
@@ -178,11 +179,27 @@ def test_what_the_other_half_sees_does_not_reach_this_one():
         (lambda f: DualSmoothed(f, f, 1.0, SPLIT), "interpolation needs images"),
         (lambda f: DualSmoothed(f, f, 1.0), "checkerboard needs images"),
         (lambda f: DualSmoothed(f, lambda x: x[:, :2], 1.0, SPLIT, fill="zero"), "same classes"),
+        (lambda f: DualSmoothed(f, f, 1.0, SPLIT, fill="nearest"), "interpolate or zero, got 'nearest'"),
+        (lambda f: DualSmoothed(f, f, 1.0, "stripes"), "'checkerboard', a mask"),
+        (lambda f: DualSmoothed(f, f, [0.5, 0.2], SPLIT, fill="zero"), r"a tuple \(left, right\)"),
+        (lambda f: DualSmoothed(f, f, (0.5, 0.2, 0.1), SPLIT, fill="zero"), r"a tuple \(left, right\)"),
+        (lambda f: DualSmoothed(f, f, 1.0, SPLIT.float(), fill="zero"), "boolean tensor.*float32"),
+        (lambda f: DualSmoothed(f, f, 1.0, SPLIT.numpy(), fill="zero"), "boolean tensor.*ndarray"),
+        (lambda f: DualSmoothed(f, f, 1.0, (SPLIT, SPLIT, SPLIT), fill="zero"), "two halves, got 3"),
+        (lambda f: DualSmoothed(f, f, 1.0, (SPLIT, 1.0 - SPLIT.float()), fill="zero"), "boolean tensor"),
     ],
 )
 def test_bad_input(smoothed, words):
     with pytest.raises(InputError, match=words):
         smoothed(lambda x: x).certify(torch.ones(1, 3), n=10)
+
+
+def test_a_channel_of_which_nothing_is_seen_cannot_be_filled_in():
+    mask = torch.ones(2, 3, 3, dtype=torch.bool)
+    mask[1] = False
+    with pytest.raises(InputError, match="nothing to see"):
+        Half(mask, "interpolate")
+    assert Half(mask, "zero").whole(torch.ones(1, 9))[0, 1].abs().sum() == 0
 
 
 def test_one_draw_cannot_be_halved():

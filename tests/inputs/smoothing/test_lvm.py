@@ -196,12 +196,14 @@ def test_temperatures_that_are_never_best_cost_nothing_but_time():
     assert ((lower > 0) & (lower < 1)).all()
 
 
+@pytest.mark.usefixtures("unannotated")
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: MarginSmoothed(base, 0.0), "sigma"),
         (lambda: MarginSmoothed(base, 1.0, ()), "map"),
         (lambda: MarginSmoothed(base, 1.0, lipschitz=-1.0), "Lipschitz"),
+        (lambda: MarginSmoothed(base, 1.0, selection="typo"), "draws, union"),
         (lambda: MarginSmoothed(base, 1.0).certify(torch.ones(1, 1), n=1), "n >= 2"),
         (lambda: MarginSmoothed(lambda x: x, 1.0).certify(torch.ones(1, 1), n=5), "2 classes"),
         (lambda: MarginSmoothed(lambda x: base(x) * torch.nan, 1.0).certify(torch.ones(1, 1), n=5), "NaN"),

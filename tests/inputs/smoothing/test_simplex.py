@@ -67,3 +67,9 @@ def test_no_margin_is_steeper_than_said_and_some_is_nearly(kind, temperature):
 def test_bad_temperature(temperature):
     with pytest.raises(InputError, match="temperature"):
         SimplexMap("softmax", temperature)
+
+
+@pytest.mark.usefixtures("unannotated")
+def test_no_other_map_is_taken_for_one_of_the_three():
+    with pytest.raises(InputError, match="'gumbel'; there are softmax, sparsemax, hardmax"):
+        SimplexMap("gumbel")

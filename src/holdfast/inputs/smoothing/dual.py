@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from numbers import Real
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -65,10 +66,24 @@ class Half:
     `mask` has the shape of one input.  "interpolate" gives every hidden pixel of an image the mean of its known
     neighbours (above, below, left, right), nearest first, a ring at a time; "zero" leaves hidden entries 0.  What is
     filled in depends on the seen entries only.
+
+    Raises InputError for a mask that is not boolean or empty (for "interpolate": in some channel), another filling, or
+    "interpolate" where inputs are not images.
     """
 
     mask: Mask
     fill: Fill
+
+    def __post_init__(self) -> None:
+        _require_mask(self.mask)
+        _require_fill(self.fill)
+        shape = tuple(self.mask.shape)
+        if self.fill == "interpolate" and len(shape) < 2:
+            raise InputError(f"interpolation needs images, got inputs of shape {shape}; use fill='zero'")
+        # Each image (each channel) is filled in from itself.
+        parts = self.mask.flatten(-2).any(-1) if self.fill == "interpolate" else self.mask.any()
+        if not bool(parts.all()):
+            raise InputError("a half of the partition has nothing to see (in some channel); give it an entry")
 
     def seen(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch seen"]:
         """The half's own entries."""
@@ -112,7 +127,8 @@ def partition_noise(
     """`x` as the classifier of the half `mask` meets it: its own entries with Gaussian noise, the others filled in.
 
     Train that classifier on it with any loop.  `mask` is broadcast to the shape of one input.  Raises InputError for a
-    mask that does not fit or is empty, sigma that is not positive, or "interpolate" on inputs that are not images.
+    mask that is not boolean, does not fit or is empty, sigma that is not positive, another filling, or "interpolate" on
+    inputs that are not images.
     """
     noise, half = noise_named("gaussian", sigma), _half(mask, fill, tuple(x.shape[1:]))
     seen = half.seen(x)
@@ -122,17 +138,32 @@ def partition_noise(
 
 
 def _half(mask: Mask, fill: Fill, shape: tuple[int, ...]) -> Half:
+    _require_mask(mask)
     try:
-        full = mask.broadcast_to(shape)
+        return Half(mask.broadcast_to(shape), fill)
     except RuntimeError as error:
         raise InputError(f"a mask of shape {tuple(mask.shape)} does not fit inputs of shape {shape}") from error
-    if fill == "interpolate" and len(shape) < 2:
-        raise InputError(f"interpolation needs images, got inputs of shape {shape}; use fill='zero'")
-    # Each image (each channel) is filled in from itself.
-    parts = full.flatten(-2).any(-1) if fill == "interpolate" else full.any()
-    if not bool(parts.all()):
-        raise InputError("a half of the partition has nothing to see (in some channel); give it an entry")
-    return Half(full, fill)
+
+
+def _require_mask(mask: object) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise InputError(f"a mask is a boolean tensor, True for what is seen, got {kind}; compare it: mask > 0.5")
+
+
+def _require_partition(partition: object) -> None:
+    if isinstance(partition, str) and partition != "checkerboard":
+        raise InputError(f"a partition is 'checkerboard', a mask or a tuple of two masks, got {partition!r}")
+    if isinstance(partition, tuple) and len(partition) != 2:
+        raise InputError(f"a partition has a mask for each of the two halves, got {len(partition)} of them")
+    if not isinstance(partition, str):
+        for mask in partition if isinstance(partition, tuple) else (partition,):
+            _require_mask(mask)
+
+
+def _require_fill(fill: str) -> None:
+    if fill not in get_args(Fill):
+        raise InputError(f"hidden entries are filled in by {' or '.join(get_args(Fill))}, got {fill!r}")
 
 
 @dataclass(frozen=True)
@@ -154,6 +185,9 @@ class DualSmoothed:
         half, which must not overlap (entries of neither are seen by no one, so that changing them changes nothing).
     fill : "interpolate" or "zero" (see `Half`).
     batch : noisy copies a call of a classifier.
+
+    Raises InputError for noise that is neither one positive number nor a pair, a partition or a filling that is none of
+    these, or a batch below 1.
     """
 
     left: Callable[[Tensor], Tensor]
@@ -164,8 +198,13 @@ class DualSmoothed:
     batch: int = 1000
 
     def __post_init__(self) -> None:
+        pair: object = self.sigma if isinstance(self.sigma, tuple) else (self.sigma, self.sigma)
+        if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, Real) for part in pair)):
+            raise InputError(f"noise is one number, or a tuple (left, right) of two, got {self.sigma!r}")
         for sigma in self.sigmas:
             noise_named("gaussian", sigma)
+        _require_fill(self.fill)
+        _require_partition(self.partition)
         if self.batch < 1:
             raise InputError(f"a batch must be at least 1, got {self.batch}")
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -65,6 +65,7 @@ __all__ = [
     "smoothed_lipschitz",
 ]
 
+Selection = Literal["draws", "union"]
 #: Imagined draws that the choice of a map adds to those it has.
 _PRIOR = 1.0
 _ONLY = np.zeros(1, dtype=np.int64)
@@ -98,10 +99,12 @@ class MarginSmoothed:
     maps: tuple[SimplexMap, ...] = field(default_factory=default_maps)
     lipschitz: float | None = None
     batch: int = 1000
-    selection: Literal["draws", "union"] = "draws"
+    selection: Selection = "draws"
 
     def __post_init__(self) -> None:
         noise_named("gaussian", self.sigma)
+        if self.selection not in get_args(Selection):
+            raise InputError(f"no selection is called {self.selection!r}; there are {', '.join(get_args(Selection))}")
         if not self.maps or self.batch < 1:
             raise InputError(f"a batch of at least 1 and a map are needed, got {self.batch} and {len(self.maps)} maps")
         if self.lipschitz is not None and not 0 < self.lipschitz < math.inf:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -53,13 +53,15 @@ def hardmax(logits: Float[Tensor, "*some classes"]) -> Float[Tensor, "*some clas
 class SimplexMap:
     """One of the three with a temperature (which hardmax has no use for).
 
-    Raises InputError on a temperature that is not positive and finite.
+    Raises InputError on another name, or a temperature that is not positive and finite.
     """
 
     kind: Kind
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise InputError(f"no map to the simplex is called {self.kind!r}; there are {', '.join(get_args(Kind))}")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise InputError(f"a temperature must be positive and finite, got {self.temperature}; hardmax is the limit")
 
