@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,12 +14,14 @@ from hypothesis import strategies as st
 
 from holdfast.core.errors import HoldfastError, InputError
 from holdfast.inputs.attack.apgd import APGD
-from holdfast.inputs.attack.ensemble import members
+from holdfast.inputs.attack.ensemble import StandardEnsemble, members
 from holdfast.inputs.attack.fab import FAB
 from holdfast.inputs.attack.gradient import FGSM, PGD
 from holdfast.inputs.attack.hope import given_up
 from holdfast.inputs.attack.hopskipjump import HopSkipJump
+from holdfast.inputs.attack.losses import Targeted
 from holdfast.inputs.attack.noise import RandomNoise
+from holdfast.inputs.attack.record import evaluate
 from holdfast.inputs.attack.square import Square
 from holdfast.threats import L1, L2, Linf, Patch
 
@@ -134,6 +137,74 @@ def test_every_attack_refuses_what_does_not_fit(name, change, says):
     model, x, y = change(model, x, y)
     with pytest.raises(InputError, match=says):
         MAKERS[name](Linf(0.08))(model, x, y)
+
+
+@pytest.fixture
+def as_users_run_it():
+    """Without the checks of annotations, which stop before the door is reached."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("name", [*MAKERS, "ensemble"])
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        (torch.full((8,), 10), "targets span 10 to 10, but the model has 10 classes"),
+        (torch.full((8,), -1), "targets span -1 to -1"),
+        (torch.zeros(8), "whole numbers"),
+        (torch.zeros(3).long(), "targets of shape"),
+        (1, "of type int"),
+    ],
+    ids=["large", "negative", "float", "short", "number"],
+)
+def test_targets_that_are_no_class_are_refused_before_any_query(name, target, says, as_users_run_it):
+    model, passes = models.convolutional(), []
+    x, y = models.images(model, batch=8)
+    make = MAKERS.get(name, lambda threat: StandardEnsemble(threat, "cheap"))
+    with pytest.raises(InputError, match=says):
+        make(Linf(0.08))(lambda z: passes.append(len(z)) or model(z), x, y, goal=Targeted(target))
+    assert sum(passes) <= len(x)  # the clean logits say how many classes there are
+
+
+@pytest.mark.parametrize("name", [*MAKERS, "ensemble"])
+def test_whole_numbers_of_any_type_are_labels_and_targets(name):
+    model = models.convolutional()
+    x, y = models.images(model, batch=8)
+    attack = MAKERS.get(name, lambda threat: StandardEnsemble(threat, "cheap"))(Linf(0.3))
+    target = (y + 1) % 10
+    for goal in (None, Targeted(target)):
+        narrow = None if goal is None else Targeted(target.int())
+        wide = attack.run(model, x, y, goal=goal, generator=stream())
+        run = attack.run(model, x, y.int(), goal=narrow, generator=stream())
+        assert torch.equal(run.x_adv, wide.x_adv)
+        assert torch.equal(run.success, wide.success)
+
+
+@pytest.mark.parametrize("name", [*MAKERS, "ensemble"])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m, x, y: (m, x.numpy(), y.numpy()), "inputs are of type ndarray"),
+        (lambda m, x, y: (m, x.tolist(), y), "inputs are of type list"),
+        (lambda m, x, y: (m, x, y.tolist()), "labels are of type list"),
+        (lambda m, x, y: (m, x, y.float()), "labels must be int64"),
+        (lambda m, x, y: (m, x, y[:3]), "labels must be int64"),
+        (lambda m, x, y: (lambda z: (m(z), None), x, y), "answers with tuple"),
+        (lambda m, x, y: (lambda z: {"logits": m(z)}, x, y), "answers with dict"),
+    ],
+    ids=["numpy", "list", "label list", "float labels", "few labels", "tuple", "dict"],
+)
+def test_what_is_no_tensor_is_refused(name, change, says, as_users_run_it):
+    model = models.convolutional()
+    model, x, y = change(model, *models.images(model, batch=8))
+    attack = MAKERS.get(name, lambda threat: StandardEnsemble(threat, "cheap"))(Linf(0.08))
+    with pytest.raises(InputError, match=says):
+        attack(model, x, y)
+    if name == "ensemble":
+        with pytest.raises(InputError, match=says):
+            evaluate(attack, model, x, y)
 
 
 def test_a_threat_that_does_not_fit_the_data_is_named():

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -25,8 +26,8 @@ from holdfast.core.errors import InputError
 from holdfast.inputs.attack.apgd import APGD
 from holdfast.inputs.attack.fab import FAB
 from holdfast.inputs.attack.gradient import PGD
-from holdfast.inputs.attack.loop import Attack, AttackRun, Model, check_batch, check_logits, forward
-from holdfast.inputs.attack.losses import Aim, Goal, Targeted
+from holdfast.inputs.attack.loop import Attack, AttackRun, Model, as_labels, check_batch, check_logits, forward
+from holdfast.inputs.attack.losses import Aim, Goal, Targeted, checked_goal
 from holdfast.inputs.attack.square import Square
 from holdfast.threats.balls import L1, L2, Box, Linf
 from holdfast.threats.base import Threat, Valid
@@ -144,13 +145,14 @@ class Standing:
         cls,
         threat: Threat,
         model: Model,
-        x: Tensor,
-        y: Tensor,
+        x: Any,
+        y: Any,
         valid: Valid,
         goal: Goal | None = None,
         clean_logits: Tensor | None = None,
     ) -> Standing:
         """Check the batch and find what the model gets wrong as it is."""
+        y = as_labels(x, y)
         check_batch(model, x, y, valid)
         logits = forward(model, x) if clean_logits is None and len(x) else clean_logits
         if logits is None:
@@ -162,7 +164,7 @@ class Standing:
             x=x,
             y=y,
             valid=valid,
-            goal=goal,
+            goal=checked_goal(goal, y, logits.shape[1]),
             logits=logits,
             x_adv=x.detach().clone(),
             queries=torch.zeros_like(y),

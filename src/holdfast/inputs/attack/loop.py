@@ -12,6 +12,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -93,11 +94,18 @@ def pieces(points: Float[Tensor, "batch *shape"]) -> int:
 
 @torch.no_grad()
 def forward(model: Model, points: Float[Tensor, "batch *shape"]) -> Tensor:
-    """Logits (batch, classes) without gradients; a wrong shape is found by `check_logits`."""
+    """Logits (batch, classes) without gradients; a wrong shape is found by `check_logits`.  Raises InputError when the
+    model answers with anything but a tensor.
+    """
     parts = pieces(points)
-    if parts <= 1:
-        return model(points).detach()
-    return torch.cat([model(part).detach() for part in points.tensor_split(parts)])
+    answers: list[object] = [model(part) for part in (points.tensor_split(parts) if parts > 1 else (points,))]
+    logits = [answer.detach() for answer in answers if isinstance(answer, Tensor)]
+    if len(logits) < len(answers):
+        raise InputError(
+            f"the model answers with {type(answers[0]).__name__}; a tensor of logits (batch, classes) was wanted: wrap "
+            "it, for example lambda x: model(x)[0] or lambda x: model(x).logits"
+        )
+    return logits[0] if parts <= 1 else torch.cat(logits)
 
 
 def ascend(
@@ -125,6 +133,21 @@ def ascend(
     logits, loss, grad = sums if samples == 1 else tuple(total / samples for total in sums)
     # A gradient that is not finite would poison every later step; zero leaves the example where it is.
     return logits, loss, torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def as_labels(x: Any, y: Any) -> Int[Tensor, " batch"]:
+    """Labels of the batch x as int64.  Raises InputError when x or y is no tensor, or y is not one whole number an
+    example.
+    """
+    for what, values in (("inputs", x), ("labels", y)):
+        if not isinstance(values, Tensor):
+            raise InputError(
+                f"{what} are of type {type(values).__name__}; a tensor was wanted: pass torch.as_tensor({what})"
+            )
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or x.ndim == 0 or y.shape != (len(x),):
+        wanted = f"({len(x)},)" if x.ndim else "(batch,)"
+        raise InputError(f"labels must be int64 of shape {wanted}, got {y.dtype} of shape {tuple(y.shape)}")
+    return y.long()
 
 
 def check_batch(model: Model, x: Tensor, y: Tensor, valid: Valid) -> None:
@@ -188,21 +211,22 @@ class Search:
         cls,
         model: Model,
         threat: Threat,
-        x: Tensor,
-        y: Tensor,
+        x: Any,
+        y: Any,
         valid: Valid,
         goal: Goal | None,
         loss: str,
         clean_logits: Tensor | None = None,
     ) -> Search:
         """Check the batch, find what is worth attacking (`clean_logits` saves the pass), start with nothing found."""
+        y = as_labels(x, y)
         check_batch(model, x, y, valid)
         x = x.detach()
         logits = forward(model, x) if clean_logits is None and len(x) else clean_logits
         if logits is None:
             logits = x.new_zeros(0, 2)
         check_logits(logits, x, y)
-        aim = Aim.of(loss, y, goal)
+        aim = Aim.of(loss, y, goal, logits.shape[1])
         attacked = (logits.argmax(1) == y) & ~aim.reached(logits)
         return cls(
             model=model,

@@ -76,12 +76,37 @@ class Untargeted:
 
 @dataclass(frozen=True, eq=False)
 class Targeted:
-    """Exactly the class `target` (batch,) of every example."""
+    """Exactly the class `target` (batch,) of every example; whole numbers of any type, from 0 below the number of
+    classes.
+    """
 
     target: Int[Tensor, " batch"]
 
 
 Goal = Untargeted | Targeted
+
+
+def checked_goal(goal: Goal | None, y: Int[Tensor, " batch"], classes: int | None = None) -> Goal | None:
+    """The goal with targets as int64 on the device of y.  Raises InputError for targets that are no tensor of whole
+    numbers, one an example, each one of the `classes` where their number is known.
+    """
+    if not isinstance(goal, Targeted):
+        return goal
+    target: object = goal.target
+    if not isinstance(target, Tensor):
+        raise InputError(
+            f"the target is of type {type(target).__name__}; a tensor with one class an example was wanted: "
+            f"torch.full(({len(y)},), 1), for example"
+        )
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool or target.shape != y.shape:
+        raise InputError(
+            f"{len(y)} examples but targets of shape {tuple(target.shape)} and {target.dtype}; whole numbers of shape "
+            f"({len(y)},) were wanted, one an example"
+        )
+    if len(target) and (int(target.min()) < 0 or (classes is not None and int(target.max()) >= classes)):
+        has = "" if classes is None else f", but the model has {classes} classes"
+        raise InputError(f"targets span {int(target.min())} to {int(target.max())}{has}; classes count from 0")
+    return Targeted(target.to(y.device, torch.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,14 +123,15 @@ class Aim:
     exact: bool = False
 
     @classmethod
-    def of(cls, loss: str, y: Tensor, goal: Goal | None) -> Aim:
-        """The aim that a goal means.  Raises InputError on an unknown loss."""
+    def of(cls, loss: str, y: Tensor, goal: Goal | None, classes: int | None = None) -> Aim:
+        """The aim that a goal means.  Raises InputError on an unknown loss, or targets that do not fit (see
+        `checked_goal`).
+        """
         if loss not in LOSSES:
             raise InputError(f"unknown loss {loss!r}; choose from {', '.join(LOSSES)}")
+        goal = checked_goal(goal, y, classes)
         if isinstance(goal, Targeted):
-            if goal.target.shape != y.shape:
-                raise InputError(f"{len(y)} examples but targets of shape {tuple(goal.target.shape)}")
-            return cls(loss, y, goal.target.to(y.device), exact=True)
+            return cls(loss, y, goal.target, exact=True)
         return cls(loss, y)
 
     def take(self, rows: Tensor) -> Aim:

@@ -23,7 +23,7 @@ from holdfast.core.estimate import Estimate
 from holdfast.core.intervals import clopper_pearson
 from holdfast.core.seeds import torch_generator
 from holdfast.inputs.attack.ensemble import UNBROKEN, WRONG, StandardEnsemble, Standing, members
-from holdfast.inputs.attack.loop import Model
+from holdfast.inputs.attack.loop import Model, as_labels
 from holdfast.store.files import Folder
 from holdfast.store.manifest import read_json, require_same, write_json
 from holdfast.store.shards import read_shard, shards_present, write_shard
@@ -79,6 +79,7 @@ def evaluate(
     Raises InputError without examples or for a batch that does not fit (see `loop.check_batch`), ResumeError for a
     folder that holds the turns of other examples, another model, ensemble, shard size or seed.
     """
+    y = as_labels(x, y)
     if not len(x) or shard < 1:
         raise InputError(f"at least one example and one example a shard are needed, got {len(x)} and {shard}")
     store = None if folder is None else Folder(folder)
