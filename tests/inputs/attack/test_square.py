@@ -45,6 +45,19 @@ def test_inside_the_set_and_stronger_than_noise(threat):
 
 
 @pytest.mark.parametrize("threat", [Linf(0.2), L2(0.6), L1(2.0)], ids=repr)
+@pytest.mark.parametrize("shape", [(3, 8), (3, 2, 4), (2, 3, 2, 2), (24,)], ids=str)
+def test_every_channel_keeps_its_own_range_whatever_the_shape(threat, shape):
+    model, x, y = models.linear(features=24, shape=shape)
+    ends = torch.linspace(0.5, 1.0, shape[0], dtype=x.dtype).reshape(-1, *(1,) * (len(shape) - 1))
+    x = x * ends
+    y = model(x).argmax(1)
+    run = Square(threat, queries=40).run(model, x, y, valid=(torch.zeros_like(ends), ends), generator=stream())
+    assert threat.contains(run.x_adv, x, (torch.zeros_like(ends), ends)).all()
+    assert torch.equal(run.success, model(run.x_adv).argmax(1) != y)
+    assert (run.norm[run.queries > 0] > 0.9 * threat.radius).any()
+
+
+@pytest.mark.parametrize("threat", [Linf(0.2), L2(0.6), L1(2.0)], ids=repr)
 @pytest.mark.parametrize(("shape", "share"), [((24,), 0.6), ((1, 8, 3), 0.25)], ids=["rows", "tall"])
 def test_finds_much_of_what_can_be_found_in_rows_and_in_images_that_are_not_square(threat, shape, share):
     model, x, y = models.linear(features=24, shape=shape)

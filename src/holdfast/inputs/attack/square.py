@@ -78,6 +78,7 @@ class Square(Attack):
         start, plane = search.x[rows], as_planes(search.x[rows])
         ends = tuple(as_planes(end) for end in self.threat.interval(start, valid))
         by_ends = isinstance(self.threat, (Linf, Box))
+        limits = as_limits(valid, start)
         power = 1 if isinstance(self.threat, L1) else 2
         current = stripes(plane, ends, generator) if by_ends else bump_grid(plane, power, generator)
         best = torch.full_like(search.best_loss[rows], -torch.inf)
@@ -97,7 +98,7 @@ class Square(Attack):
                     proposal = set_square(now, bounds, covered, generator)
                 else:
                     proposal = move_mass(now, self.threat.radius, power, covered, generator)
-            point = self._admissible(proposal, repeated(plane, many), by_ends, valid)
+            point = self._admissible(proposal, repeated(plane, many), by_ends, limits)
             logits = forward(search.model, point.reshape(-1, *start.shape[1:]))
             if many > 1:
                 worth = torch.nan_to_num(aim.repeated(many).value(logits), nan=-torch.inf).reshape(many, -1)
@@ -127,13 +128,12 @@ class Square(Attack):
         """How many proposals of every example go through the model together."""
         return max(1, min(MOST_AT_ONCE, CHUNK // rows)) if query >= SETTLED else 1
 
-    def _admissible(self, proposal: Tensor, plane: Tensor, by_ends: bool, valid: Valid) -> Tensor:
+    def _admissible(self, proposal: Tensor, plane: Tensor, by_ends: bool, limits: Valid) -> Tensor:
         """Points of a proposal: itself between the ends; in the L2 ball a direction scaled to the whole radius and
         clipped; in the L1 ball a change that projection brings in, which keeps its largest entries only.
         """
         if by_ends:
             return proposal
-        limits = as_limits(valid, plane)
         if isinstance(self.threat, L1):
             return self.threat.project(plane + proposal, plane, limits)
         size = self.threat.norm(proposal).clamp(min=torch.finfo(plane.dtype).tiny)
@@ -150,14 +150,12 @@ def as_planes(x: Tensor) -> Float[Tensor, "batch channels height width"]:
     return x if x.ndim == 4 else x.reshape(len(x), 1, 1, -1)
 
 
-def as_limits(valid: Valid, plane: Tensor) -> Valid:
-    """The valid range, broadcastable against planes."""
+def as_limits(valid: Valid, x: Float[Tensor, "batch *shape"]) -> Valid:
+    """The valid range of examples shaped like those of `x`, broadcastable against planes."""
     if valid is None:
         return None
-    low, high = (torch.as_tensor(end, dtype=plane.dtype, device=plane.device) for end in valid)
-    if plane.shape[1:3] == (1, 1):
-        low, high = (end.reshape(1, 1, -1) if end.ndim else end for end in (low, high))
-    return low, high
+    low, high = (torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in valid)
+    return as_planes(low.expand(x.shape[1:])[None]), as_planes(high.expand(x.shape[1:])[None])
 
 
 def side_lengths(plane: Tensor, covered: float, smallest: int = 1) -> tuple[int, int]:
