@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.core.errors import InputError
+from holdfast.inputs.attack.apgd import APGD
 from holdfast.inputs.attack.gradient import FGSM, PGD
 from holdfast.inputs.attack.loop import check_batch
 from holdfast.inputs.attack.losses import Targeted
@@ -98,6 +100,23 @@ def test_the_stream_is_the_callers_alone():
     assert torch.equal(before, torch.get_rng_state())
     assert not x.requires_grad
     assert not first.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("threat", [Linf(0.25), L2(1.5), L1(4.0)], ids=repr)
+@pytest.mark.parametrize("make", [FGSM, PGD, partial(APGD, steps=15), partial(APGD, steps=15, targets=2)])
+def test_halves_are_attacked_as_halves(make, threat, dtype):
+    model = models.convolutional().to(dtype)
+    x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    y = model(x).argmax(1)
+    run = make(threat).run(model, x, y, generator=torch.Generator().manual_seed(0))
+    assert run.x_adv.dtype == dtype
+    assert threat.contains(run.x_adv, x, (0, 1)).all()
+    assert run.x_adv.min() >= 0
+    assert run.x_adv.max() <= 1
+    assert torch.equal(run.success, model(run.x_adv).argmax(1) != y)
+    single = make(threat).run(model.float(), x.float(), y, generator=torch.Generator().manual_seed(0))
+    assert run.success.sum() >= single.success.sum() - 4
 
 
 def test_targeted_reaches_the_class_that_was_asked_for():

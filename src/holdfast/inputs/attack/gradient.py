@@ -92,7 +92,9 @@ class PGD(Attack):
             if not len(rows):
                 break
             start = search.x[rows]
-            point = self.threat.random_start(start, valid, generator=generator) if self.random_start else start
+            point = start
+            if self.random_start:
+                point = self.threat.random_start(start, valid, generator=generator).to(start.dtype)
             self._climb(search, rows, start, point)
         return search.close()
 

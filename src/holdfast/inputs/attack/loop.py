@@ -166,7 +166,8 @@ def check_batch(model: Model, x: Tensor, y: Tensor, valid: Valid) -> None:
         raise InputError("inputs hold NaN or infinity; drop or repair these examples first")
     if valid is not None and len(x):
         low, high = (torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in valid)
-        slack = 1e-6 * (high - low).abs().clamp(max=1e6)
+        # In float64: 1e6 is beyond the largest half.
+        slack = (1e-6 * (high - low).double().abs().clamp(max=1e6)).to(x.dtype)
         if bool(((x < low - slack) | (x > high + slack)).any()):
             raise InputError(
                 f"inputs span [{float(x.min()):.4g}, {float(x.max()):.4g}], outside the valid range {valid}; "

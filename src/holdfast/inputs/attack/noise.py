@@ -41,7 +41,7 @@ class RandomNoise(Attack):
             rows = search.standing()
             if not len(rows):
                 break
-            point = self.threat.random_start(search.x[rows], valid, generator=generator)
+            point = self.threat.random_start(search.x[rows], valid, generator=generator).to(x.dtype)
             logits = forward(model, point)
             search.note(rows, point, logits, search.aim.take(rows).value(logits))
         return search.close()
