@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from holdfast.core.errors import InputError
+from holdfast.subject.modes import training_parts
 
 Pool = Literal["mean", "tokens", "flatten"]
 
@@ -111,6 +112,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def require_evaluation(model: object) -> None:
+    """Raises InputError when a layer of the model is in training mode and then acts otherwise than in use.
+
+    A method is judged by the model that it is of; other callables have no mode.
+    """
+    model = getattr(model, "__self__", model)
+    parts = training_parts(model) if isinstance(model, nn.Module) else []
+    if parts:
+        shown = ", ".join(parts[:3]) + (", ..." if len(parts) > 3 else "")
+        raise InputError(f"{shown} in training mode: what is found then is not true in use; call model.eval()")
 
 
 def _pooled(activation: Tensor, pool: Pool) -> Tensor:

@@ -21,6 +21,7 @@ from holdfast.core.finding import Doubt
 from holdfast.core.seeds import numpy_generator
 from holdfast.subject.data import Data
 from holdfast.subject.models.loaded import LoadedModel
+from holdfast.subject.modes import training_parts
 from holdfast.subject.subject import Access, Subject
 
 FEW = 16
@@ -64,11 +65,7 @@ def _prepare(module: nn.Module) -> list[Doubt]:
                 f"{bad} of {tensor.numel()} weights in {name} are NaN or infinite; the file or training is damaged"
             )
     doubts = []
-    training = [
-        f"{type(part).__name__} '{name}'" if name else type(part).__name__
-        for name, part in module.named_modules()
-        if part.training and _acts_apart(part)
-    ]
+    training = training_parts(module)
     if training:
         shown = ", ".join(training[:3]) + (", ..." if len(training) > 3 else "")
         verb = "was" if len(training) == 1 else "were"
@@ -85,12 +82,6 @@ def _prepare(module: nn.Module) -> list[Doubt]:
         module.float()
         doubts.append(Doubt("precision", f"The model's weights are {kinds}; the audit ran it in float32."))
     return doubts
-
-
-def _acts_apart(module: nn.Module) -> bool:
-    """Whether a layer computes something else in training than in use."""
-    kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.MultiheadAttention)
-    return isinstance(module, kinds)
 
 
 def _device_of(module: nn.Module) -> torch.device:

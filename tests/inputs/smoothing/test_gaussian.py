@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from holdfast.core.errors import InputError
 from holdfast.core.progress import showing
 from holdfast.core.seeds import torch_generator
+from holdfast.inputs.smoothing.dual import DualSmoothed
 from holdfast.inputs.smoothing.gaussian import (
     Smoothed,
     average_certified_radius,
@@ -18,6 +19,7 @@ from holdfast.inputs.smoothing.gaussian import (
     certified_curve,
 )
 from holdfast.inputs.smoothing.lvm import MarginSmoothed
+from holdfast.inputs.smoothing.mean import SmoothedProbabilities
 from holdfast.inputs.smoothing.noise import noise_named
 from holdfast.inputs.smoothing.sampling import require_inputs
 from holdfast.inputs.smoothing.stopping import Planned, Precision, RadiusTarget
@@ -197,6 +199,7 @@ def test_same_stream_same_certificate():
         (lambda: Smoothed(HalfSpace(), 1.0, 2).certify(torch.zeros(1, 2), alpha=1.5), "alpha"),
         (lambda: Smoothed(HalfSpace(), 1.0, 2).certify(torch.full((1, 2), torch.nan)), "finite"),
         (lambda: Smoothed(HalfSpace(), 1.0, 3).certify(torch.zeros(1, 2)), "scores of shape"),
+        (lambda: Smoothed(lambda x: x, 1.0, 2).certify(torch.zeros(4)), r"\(batch, \*shape\) are wanted, got \(4,\)"),
         (lambda: noise_named("pink", 1.0), "no noise is called"),
         (lambda: require_inputs(torch.zeros(1, 2, dtype=torch.long), 1, 1, 0.1), "floating"),
         (lambda: Smoothed(lambda x: x / 0 * 0, 1.0, 2).certify(torch.zeros(1, 2)), "NaN"),
@@ -205,6 +208,27 @@ def test_same_stream_same_certificate():
 def test_bad_input(call, words):
     with pytest.raises(InputError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda base, x: Smoothed(base, 0.5, 2).certify(x, n=10),
+        lambda base, x: Smoothed(base.forward, 0.5, 2).certify(x, n=10),
+        lambda base, x: Smoothed(base, 0.5, 2).predict(x, n=10),
+        lambda base, x: Smoothed(base, 0.5, 2).votes(x[0], 10, torch_generator(0, "votes")),
+        lambda base, x: MarginSmoothed(base, 0.5).certify(x, n=10),
+        lambda base, x: DualSmoothed(base, base, 0.5, torch.tensor([True, True, False]), fill="zero").certify(x, n=10),
+        lambda base, x: SmoothedProbabilities(base, 0.5).interval(x, n=10),
+    ],
+)
+def test_a_base_in_training_mode_is_neither_asked_nor_moved(ask):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2)).train()
+    before, x = model[1].running_mean.clone(), torch.zeros(2, 3)
+    with pytest.raises(InputError, match=r"BatchNorm1d '1', Dropout '2' in training mode.*model\.eval\(\)"):
+        ask(model, x)
+    assert torch.equal(model[1].running_mean, before)
+    ask(model.eval(), x)
 
 
 def test_truth_of_the_half_space():

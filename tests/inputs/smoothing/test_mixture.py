@@ -15,6 +15,7 @@ from holdfast.inputs.smoothing.mixture import (
     MixedClassifier,
     MixingLoss,
     MixingPolicy,
+    _least_gaps,
     mixing_curve,
     published_radius,
     smoothed_radius,
@@ -165,6 +166,40 @@ def test_no_attack_within_bounds_succeeds_and_certificates_grow_with_the_weight(
     assert counts[-1] > 10
 
 
+@given(margins=st.lists(st.floats(-40, 40), min_size=1, max_size=6), shares=st.data())
+def test_no_probabilities_with_these_margins_have_a_smaller_gap(margins, shares):
+    lower = torch.tensor([margins], dtype=torch.float64)
+    above = torch.tensor([[shares.draw(st.floats(0, 60)) for _ in margins]], dtype=torch.float64)
+    h = torch.softmax(torch.cat([torch.zeros(1, 1), -(lower + above)], 1), 1)
+    assert bool((h[:, :1] - h[:, 1:] >= _least_gaps(lower) - 1e-12).all())
+
+
+def test_the_smallest_gap_is_attained_in_the_limit():
+    lower = torch.tensor([[0.3, 1.0, -0.5]], dtype=torch.float64)
+    for i in range(3):
+        others = torch.full_like(lower, 60.0) if lower[0, i] < 0 else lower.clone()
+        others[0, i] = lower[0, i]
+        h = torch.softmax(torch.cat([torch.zeros(1, 1), -others], 1), 1)
+        assert float(h[0, 0] - h[0, 1 + i]) == pytest.approx(float(_least_gaps(lower)[0, i]), abs=1e-12)
+
+
+def test_the_margin_of_bounds_holds_where_a_rival_may_overtake():
+    """Many classes, one slightly ahead: the worst input sinks all the others, and one rival overtakes."""
+    mixed = MixedClassifier(network(0, 10, 10), nn.Identity(), 0.9).eval()
+    x = torch.zeros(1, 10)
+    x[0, 0] = 0.01
+    found = mixed.certify_bounds(x, Linf(0.5))
+    corner = torch.full((1, 10), -0.5)
+    corner[0, :2] = torch.tensor([-0.49, 0.5])
+    samples = x + torch.rand(2000, 10, generator=torch.Generator().manual_seed(0)) - 0.5
+    h = torch.softmax(torch.cat([corner, samples]).double(), 1)
+    attained = 0.9 * (h[:, :1] - h[:, 1:]).amin(1) - 0.1
+    assert attained.min() == attained[0]
+    assert float(attained[0]) == pytest.approx(-0.2311, abs=1e-4)
+    assert bool((found.margin <= attained + 1e-7).all())
+    assert float(found.margin) > -0.6  # and is not thrown away
+
+
 def test_smoothed_certificates_from_draws_and_the_attack_on_the_mixture():
     base = network(7, hidden=32)
     h = SmoothedProbabilities(base, sigma=0.3, copies=200, scale=4.0).eval()
@@ -213,6 +248,8 @@ def test_choose_alpha_takes_the_largest_weight_that_reaches_the_target():
     reached = [share.value >= target for share in choice.accuracy]
     assert choice.alpha == max(alpha for alpha, fine in zip(choice.alphas, reached, strict=True) if fine)
     assert float((mixed(x).argmax(1) == y).double().mean()) >= target
+    # The smallest would say nothing: clean accuracy falls with the weight of the robust model.
+    assert 0.5 == min(alpha for alpha, fine in zip(choice.alphas, reached, strict=True) if fine) < choice.alpha < 1
     with pytest.raises(InputError, match="the best is"):
         mixed.choose_alpha(x, y, 1.0)
 
@@ -297,8 +334,32 @@ def test_refusals():
         MixedClassifier(g, h).certify_smoothed(x, 1, half, half)
     with pytest.raises(InputError, match="0 <= least < most < 1"):
         MixingPolicy(("0",), ("0",), 4, least=0.9, most=0.8)
+    with pytest.raises(InputError, match="inputs to certify must be finite"):
+        MixedClassifier(g, h).certify_lipschitz(x * np.nan, 1.0)
+    broken = network(1)
+    broken[2].bias.data[0] = np.nan
+    with pytest.raises(InputError, match="robust model gives NaN"):
+        MixedClassifier(g, broken).certify_lipschitz(x, 1.0)
     with pytest.raises(InputError, match="no policy to train"):
         train_policy(MixedClassifier(g, h), x, torch.zeros(3, dtype=torch.int64), PGD(Linf(0.1)))
+
+
+def test_nothing_is_certified_in_training_mode():
+    x, half = points(3), torch.full((3, 4), 0.25, dtype=torch.float64)
+    norm = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+    before = norm[1].running_mean.clone()
+    mixed = MixedClassifier(network(0), norm, 0.9).train()
+    for certify in (
+        lambda: mixed.certify_lipschitz(x, 1.0),
+        lambda: mixed.certify_smoothed(x, 1.0, half, half),
+        lambda: mixed.certify_bounds(x, Linf(0.1)),
+        lambda: mixed.choose_alpha(x, torch.zeros(3, dtype=torch.long), 0.5),
+    ):
+        with pytest.raises(InputError, match=r"BatchNorm1d 'robust\.1' in training mode.*model\.eval\(\)"):
+            certify()
+    assert torch.equal(norm[1].running_mean, before)
+    assert mixed.eval().certify_lipschitz(x, 1.0).radius.shape == (3,)
+    MixedClassifier(network(0), network(1), 0.9).train().certify_lipschitz(x, 1.0)  # nothing acts apart
 
 
 def test_a_policy_below_its_own_floor_is_refused():

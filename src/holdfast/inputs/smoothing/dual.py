@@ -229,7 +229,7 @@ class DualSmoothed:
         Raises InputError as `Smoothed.certify` does (n0 and n at least 2), and for a partition that does not fit,
         overlaps or has an empty half, or classifiers that do not have the same classes.
         """
-        require_inputs(x, n0, n, alpha, least=2)
+        require_inputs(x, n0, n, alpha, self.left, self.right, least=2)
         rule: Stopping = FixedN() if stop is None else stop
         halves = self.halves(tuple(x.shape[1:]))
         samplers = tuple(

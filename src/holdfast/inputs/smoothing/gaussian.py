@@ -30,6 +30,7 @@ from holdfast.core.estimate import Estimate
 from holdfast.core.exhibit import Curve, Series
 from holdfast.core.intervals import clopper_pearson
 from holdfast.core.sequences import anytime_mean
+from holdfast.inputs.features import require_evaluation
 from holdfast.inputs.smoothing.noise import Name, Noise, noise_named
 from holdfast.inputs.smoothing.sampling import Sampler, require_inputs, settle, streams_of
 from holdfast.inputs.smoothing.stopping import Expected, FixedN, Reach, Stopping
@@ -109,10 +110,11 @@ class Smoothed:
         what stands beside it.  Noise is made on the generator's device: give one of the model's device for speed.
         Without a generator the stream of seed 0 on the device of `x` is used.
 
-        Raises InputError for counts below one, alpha outside (0, 1), inputs that are not finite, or a base whose scores
-        do not have shape (batch, classes) or are NaN.
+        Raises InputError for counts below one, alpha outside (0, 1), inputs that are not finite or not (batch, *shape),
+        a base with batch normalisation or dropout in training mode, or one whose scores do not have shape (batch,
+        classes) or are NaN.
         """
-        require_inputs(x, n0, n, alpha)
+        require_inputs(x, n0, n, alpha, self.base)
         rule: Stopping = FixedN() if stop is None else stop
         tally = _Votes(self._sampler(), x, streams_of(x, generator), n0, n, alpha, rule)
         settle(tally, len(x), n, self.batch, rule, "certifying by votes")
@@ -128,7 +130,7 @@ class Smoothed:
         generator: torch.Generator | None = None,
     ) -> Int[Tensor, " batch"]:
         """The smoothed label of every input, wrong with probability at most `alpha`; -1 where two are too close."""
-        require_inputs(x, n, n, alpha)
+        require_inputs(x, n, n, alpha, self.base)
         labels = []
         for counts in self._sampler().votes(x, [n] * len(x), streams_of(x, generator)):
             first = int(counts.argmax())
@@ -139,6 +141,7 @@ class Smoothed:
 
     def votes(self, x: Float[Tensor, " *shape"], n: int, generator: torch.Generator) -> Int[Tensor, " classes"]:
         """How often `base` answers each class on `n` noisy copies of one input."""
+        require_evaluation(self.base)
         return torch.from_numpy(self._sampler().votes(x[None], [n], [generator])[0])
 
     def _sampler(self) -> Sampler:

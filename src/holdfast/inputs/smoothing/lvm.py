@@ -129,7 +129,7 @@ class MarginSmoothed:
         Raises InputError as `Smoothed.certify` does (n0 and n at least 2), and for logits that are NaN or infinite or
         of one class.
         """
-        require_inputs(x, n0, n, alpha, least=2)
+        require_inputs(x, n0, n, alpha, self.base, least=2)
         rule: Stopping = FixedN() if stop is None else stop
         sampler = Sampler(self.base, noise_named("gaussian", self.sigma), self.batch)
         tally = _Margins(self, sampler, x, streams_of(x, generator), n0, n, alpha, rule)

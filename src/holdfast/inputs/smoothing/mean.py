@@ -88,10 +88,10 @@ class SmoothedProbabilities(nn.Module):
         """Bounds p_lower <= h(x) <= p_upper, float64, that hold for all classes of an input with probability 1 - alpha.
 
         Empirical Bernstein bounds from `n` fresh draws, alpha shared among the 2 x classes sides.  Every input has its
-        own stream, seeded from `generator`.  Raises InputError for n below two, alpha outside (0, 1) or inputs that
-        are not finite.
+        own stream, seeded from `generator`.  Raises InputError for n below two, alpha outside (0, 1), inputs that are
+        not finite, or a base in training mode.
         """
-        require_inputs(x, 2, n, alpha, least=2)
+        require_inputs(x, 2, n, alpha, self.base, least=2)
         sampler = Sampler(self._probabilities, self.noise, self.batch)
         sums: np.ndarray | None = None
         for copies, scores in sampler.draw(x, [n] * len(x), streams_of(x, generator)):

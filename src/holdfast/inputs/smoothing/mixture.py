@@ -15,7 +15,7 @@ so three certificates need nothing but h:
     smoothed      h_i is a mean under N(0, s^2 I):    the largest R with
                   Phi(Phi^-1(h_y) - R/s) - Phi(Phi^-1(h_i) + R/s) >= (1 - a) / a
     bounds        over any threat, from lower bounds m_i of the logits' margins T_h (z_y - z_i):
-                  h_y - h_i >= (1 - exp(-m_i)) / (1 + sum_j exp(-m_j))
+                  h_y - h_i >= (1 - exp(-m_i)) / (1 + sum_j exp(-m_j))   where m_i >= 0, else tanh(m_i / 2)
 
 The paper states for smoothed h the smaller (s/2) (Phi^-1(a h_y) - Phi^-1(a h_i + 1 - a)): `published_radius`.
 A policy (module `policy`) may choose a(x) >= a_0 for each input; the certificates then hold with a = a_0, since the gap
@@ -42,6 +42,7 @@ from holdfast.core.intervals import clopper_pearson
 from holdfast.core.progress import track
 from holdfast.inputs.attack.loop import Attack, forward
 from holdfast.inputs.bounds import BoundCertificates, Method, Region, bounds, capture, margin_spec
+from holdfast.inputs.features import require_evaluation
 from holdfast.inputs.smoothing.policy import MixingLoss, MixingPolicy
 from holdfast.threats.base import Threat, Valid
 
@@ -156,7 +157,8 @@ class MixedClassifier(nn.Module):
         From a constant K of the logits in L2, L = scale_robust K sqrt(2) / 4 will do: no probability of a softmax
         moves faster than sqrt(2) / 4 times its logits.  The robust model is evaluated in float64.
 
-        Raises InputError for a weight below 1/2 or constants that are not positive.
+        Raises InputError for a weight below 1/2, a layer in training mode, constants that are not positive, or inputs
+        or answers of the robust model that are not finite.
         """
         alpha = self._certifiable()
         h = self._robust_probabilities(x)
@@ -181,9 +183,10 @@ class MixedClassifier(nn.Module):
         `p_lower` and `p_upper` are *confidence bounds* of the robust probabilities at `x`, for example
         `SmoothedProbabilities.interval`; point estimates certify nothing.  The certificate holds where the bounds do.
 
-        Raises InputError for a weight below 1/2, `scale_robust` other than 1 (scale the logits inside the mean:
-        scaling the mean's logarithm is another model, about which the bounds say nothing), bounds of another shape
-        than (batch, classes), outside [0, 1], crossing, or not about probabilities that can sum to one.
+        Raises InputError for a weight below 1/2, a layer in training mode, `scale_robust` other than 1 (scale the
+        logits inside the mean: scaling the mean's logarithm is another model, about which the bounds say nothing),
+        bounds of another shape than (batch, classes), outside [0, 1], crossing, or not about probabilities that can sum
+        to one.
         """
         alpha = self._certifiable()
         if self.scale_robust != 1:
@@ -211,7 +214,8 @@ class MixedClassifier(nn.Module):
 
         `margin` is the proven lower bound on a (h_y - h_i) - (1 - a) over the set and all rivals: how far the mixed
         probability of the answer stays above any other.  Float64 with outward rounding.
-        Raises InputError for a weight below 1/2, and whatever `holdfast.inputs.bounds.bounds` raises.
+        Raises InputError for a weight below 1/2 or a layer in training mode, and whatever
+        `holdfast.inputs.bounds.bounds` raises.
         """
         alpha = self._certifiable()
         graph = capture(self.robust, x)
@@ -219,8 +223,7 @@ class MixedClassifier(nn.Module):
         region = Region(x.double(), threat, valid)
         rows = margin_spec(h.argmax(1), h.shape[1])
         found = bounds(graph, region, method=method, spec=rows, rounding="outward", upper=False)
-        odds = torch.exp(-self.scale_robust * found.lower)
-        gap = torch.nan_to_num((1 - odds) / (1 + odds.sum(1, keepdim=True)), nan=-1.0).amin(1)
+        gap = _least_gaps(self.scale_robust * found.lower).amin(1)
         # A dozen roundings of numbers no larger than one, where the bounds above already look outwards.
         margin = alpha * gap - (1 - alpha) - 64 * torch.finfo(gap.dtype).eps
         return BoundCertificates(margin > 0, margin)
@@ -235,9 +238,15 @@ class MixedClassifier(nn.Module):
     ) -> AlphaChoice:
         """Set `alpha` to the largest of `alphas` that reaches the clean accuracy on held-out data, and report all.
 
-        The largest, because the robust part only grows with the weight; `alphas` are 1/2, 0.51, ..., 1 when None.
-        Raises InputError when none reaches the target (the message has the best), with a policy, or on bad arguments.
+        The largest, because `alpha` is the weight of the *robust* model: every certificate grows with it, and what it
+        costs is clean accuracy, of which the target says how much must be left.  The smallest that reaches the target
+        would be the first of `alphas` whenever the standard model is the more accurate one.  `alphas` are 1/2, 0.51,
+        ..., 1 when None.
+
+        Raises InputError when none reaches the target (the message has the best), with a policy or a layer in training
+        mode, or on bad arguments.
         """
+        require_evaluation(self)
         if self.policy is not None:
             raise InputError("this mixture has a policy, which chooses the weight itself; choose alpha without one")
         if not 0 <= target_accuracy <= 1 or len(X) == 0 or len(X) != len(y):
@@ -261,14 +270,21 @@ class MixedClassifier(nn.Module):
         return AlphaChoice(self.alpha, tried, tuple(shares))
 
     def _certifiable(self) -> float:
+        require_evaluation(self)
         _require_weight(self.least_alpha, 0.5)
         return self.least_alpha
 
     def _robust_probabilities(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        """softmax(T_h h(x)) in float64."""
+        """softmax(T_h h(x)) in float64.  Raises InputError where it is not finite."""
+        if not bool(torch.isfinite(x).all()):
+            raise InputError("the inputs to certify must be finite, got NaN or infinity")
         state = (*self.robust.named_parameters(), *self.robust.named_buffers())
         double = {name: value.double() if value.is_floating_point() else value for name, value in state}
         logits = torch.func.functional_call(self.robust, double, (x.double(),))
+        if not bool(torch.isfinite(logits).all()):
+            raise InputError(
+                "the robust model gives NaN or infinite logits; look for damaged weights or a division in it"
+            )
         return torch.softmax(self.scale_robust * logits.double(), 1)
 
 
@@ -375,6 +391,17 @@ def mixing_curve(
         for name, line in found.items()
     )
     return Curve("Accuracy by weight of the robust model", "alpha", "accuracy", series, y_limits=(0.0, 1.0))
+
+
+def _least_gaps(margins: Float[Tensor, "batch rivals"]) -> Float[Tensor, "batch rivals"]:
+    """Least h_y - h_i for every rival i when the margins of the scaled logits are at least these; -1 where NaN.
+
+    With odds o_j = exp(-margin_j) it is (1 - o_i) / (1 + o_i + s), s the odds of the others: falling in o_i, and in s
+    only while o_i < 1.  A rival that may overtake is worst where the others have no odds at all.
+    """
+    odds = torch.exp(-margins)
+    ahead = (1 - odds) / (1 + odds.sum(1, keepdim=True))
+    return torch.where(margins >= 0, ahead, torch.tanh(margins / 2)).nan_to_num(nan=-1.0)
 
 
 def _require_weight(alpha: Scalar, least: float) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from holdfast.core.errors import InputError
 from holdfast.core.progress import track
 from holdfast.core.seeds import torch_generator
+from holdfast.inputs.features import require_evaluation
 from holdfast.inputs.smoothing.noise import Noise
 from holdfast.inputs.smoothing.stopping import Stopping
 
@@ -113,10 +114,17 @@ def streams_of(x: Tensor, generator: torch.Generator | None) -> list[torch.Gener
     return [torch.Generator(source.device).manual_seed(seed) for seed in seeds]
 
 
-def require_inputs(x: Tensor, n0: int, n: int, alpha: float, least: int = 1) -> None:
+def require_inputs(x: Tensor, n0: int, n: int, alpha: float, *bases: Model, least: int = 1) -> None:
     """The door of every `certify`.  Raises InputError."""
+    for base in bases:
+        require_evaluation(base)
     if n0 < least or n < least or not 0 < alpha < 1:
         raise InputError(f"certify needs n0 >= {least}, n >= {least} and 0 < alpha < 1, got {n0}, {n} and {alpha}")
+    if x.ndim < 2:
+        raise InputError(
+            f"inputs of shape (batch, *shape) are wanted, got {tuple(x.shape)}; pass one input as x[None] and a single "
+            "feature as x[:, None]"
+        )
     if not x.is_floating_point():
         raise InputError(f"the inputs to certify must be floating point, got {x.dtype}; noise cannot be added to it")
     if not bool(torch.isfinite(x).all()):
