@@ -16,8 +16,10 @@ from holdfast.core.intervals import (
     clopper_pearson_upper,
     difference_of_proportions,
     empirical_bernstein,
+    fractional_clopper_pearson,
     mcnemar,
     paired_difference,
+    weighted_clopper_pearson,
     wilson,
 )
 
@@ -30,6 +32,26 @@ def test_proportions_agree_with_scipy(counts, level):
     for ours, method in [(clopper_pearson(k, n, level), "exact"), (wilson(k, n, level), "wilson")]:
         theirs = stats.binomtest(k, n).proportion_ci(level, method=method)
         assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+@given(COUNTS)
+def test_fractional_and_weighted_intervals_are_the_exact_one_for_counts(counts):
+    k, n = counts
+    exact = clopper_pearson(k, n, 0.9)
+    assert fractional_clopper_pearson(k, n, 0.9) == pytest.approx((exact.low, exact.high), abs=1e-12)
+    weighted = weighted_clopper_pearson((np.arange(n) < k).astype(float), np.full(n, 1 / n), 0.9)
+    assert (weighted.value, weighted.low, weighted.high) == pytest.approx((k / n, exact.low, exact.high), abs=1e-9)
+
+
+def test_a_weighted_mean_of_rare_events_is_covered():
+    generator, weights = np.random.default_rng(0), np.arange(1.0, 41) / np.arange(1.0, 41).sum()
+    rates = np.linspace(0.0, 0.1, 40)
+    found = [weighted_clopper_pearson((generator.random(40) < rates).astype(float), weights) for _ in range(1000)]
+    assert np.mean([e.low <= weights @ rates <= e.high for e in found]) >= 0.95
+    with pytest.raises(InputError, match="sum to 1"):
+        weighted_clopper_pearson(np.zeros(2), np.ones(2))
+    with pytest.raises(InputError, match=r"\[0, 1\]"):
+        weighted_clopper_pearson(np.array([2.0]), np.ones(1))
 
 
 @given(COUNTS)

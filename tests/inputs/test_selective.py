@@ -50,6 +50,36 @@ def test_foreign_inputs_cost_what_was_agreed():
     np.testing.assert_allclose(curve.coverage, [0.25, 0.5, 0.75, 1])
 
 
+def test_no_error_seen_is_not_no_error():
+    scores, none = np.arange(10.0), np.zeros(10)
+    np.testing.assert_allclose(risk_at_coverage(scores, none, 0.5).high, 1 - 0.025**0.2)
+    np.testing.assert_allclose(risk_at_coverage(scores, 1 - none, 0.5).low, 0.025**0.2)
+    assert coverage_at_risk(scores, none, 0.05).low == 0  # no bound on the risk of ten examples is so low
+    np.testing.assert_allclose(coverage_at_risk(scores, none, 0.32).low, 1.0)  # 1 - 0.025 ** (1 / 10) = 0.308
+    np.testing.assert_allclose(aurc(np.zeros(10), none).high, 1 - 0.025**0.1)
+    assert aurc(scores, none).high > 1 - 0.025**0.1
+
+
+def test_losses_beyond_one_scale_the_interval():
+    scores, losses = np.arange(10.0), np.repeat([0.0, 1.0], 5)
+    for call in (aurc, lambda s, loss: risk_at_coverage(s, loss, 0.8)):
+        one, four = call(scores, losses), call(scores, 4 * losses)
+        np.testing.assert_allclose([four.low, four.high], [4 * one.low, 4 * one.high])
+    one, four = coverage_at_risk(scores, losses, 0.3), coverage_at_risk(scores, 4 * losses, 1.2)
+    np.testing.assert_allclose([four.low, four.high], [one.low, one.high])
+
+
+def test_intervals_cover_where_errors_are_rare():
+    generator = np.random.default_rng(5)
+    covered = []
+    for _ in range(120):
+        scores, losses = generator.random(40), (generator.random(40) < 0.03).astype(float)
+        risk, area = risk_at_coverage(scores, losses, 0.5, resamples=30), aurc(scores, losses, resamples=30)
+        share = coverage_at_risk(scores, losses, 0.05, resamples=30)
+        covered.append([risk.low <= 0.03 <= risk.high, area.low <= 0.03 <= area.high, share.low <= 1 <= share.high])
+    assert (np.mean(covered, axis=0) >= 0.93).all()
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -1,7 +1,8 @@
 """Intervals for a sample whose size was fixed in advance; `sequences` has those that may be looked at while it grows.
 
-Proportions: Clopper & Pearson (1934), exact; Wilson (1927).  Differences: Newcombe (1998) for independent proportions,
-Bonett & Price (2012) for paired ones, Student's t for paired numbers.  McNemar's test (1947), exact and mid-p.  Means
+Proportions: Clopper & Pearson (1934), exact, also for weighted means of values in [0, 1]; Wilson (1927).
+Differences: Newcombe (1998) for independent proportions, Bonett & Price (2012) for paired ones, Student's t for paired
+numbers.  McNemar's test (1947), exact and mid-p.  Means
 of bounded values: Maurer & Pontil's empirical Bernstein bound (2009).  Anything else: the BCa bootstrap (Efron, 1987).
 """
 
@@ -125,6 +126,47 @@ def mcnemar(a: Bool[np.ndarray, " _"], b: Bool[np.ndarray, " _"]) -> McNemar:
     return McNemar(only_a, only_b, min(1.0, 2 * tail), min(1.0, 2 * tail - point))
 
 
+def fractional_clopper_pearson(successes: Count | float, n: Count | float, level: float = 0.95) -> tuple[float, float]:
+    """Ends of Clopper and Pearson's interval, continued to counts that are no integers through its beta quantiles.
+
+    For a mean y of n values in [0, 1], `successes` = n y: no distribution on [0, 1] varies more than the binomial.
+    Raises InputError unless 0 <= successes <= n and n >= 1.
+    """
+    _require_counts(successes, n, level)
+    tail = (1 - level) / 2
+    low = float(stats.beta.ppf(tail, successes, n - successes + 1)) if successes > 0 else 0.0
+    high = float(stats.beta.ppf(1 - tail, successes + 1, n - successes)) if successes < n else 1.0
+    return low, high
+
+
+def weighted_clopper_pearson(
+    values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"], level: float = 0.95
+) -> Estimate:
+    """Interval for y = sum_i w_i x_i, x_i independent in [0, 1], weights of sum 1; exact for 0/1 of equal weight.
+
+    With v = sum_i w_i^2 x_i^2 the lower end takes y as the share of successes among y / v trials; the upper end counts
+    one more success, of weight u = sum_i w_i^2, among (y + u) / (v + u^2).  This is the interval of Fay and Feuer
+    (1997) for weighted sums of counts, for proportions in place of Poisson rates; they give the success that was not
+    seen the largest weight, Tiwari, Clegg and Zou (2006) the mean one, and u lies between.
+    Raises InputError on values outside [0, 1] or weights that are negative or do not sum to 1.
+    """
+    if not len(values) or len(values) != len(weights) or not (values.min() >= 0 and values.max() <= 1):
+        raise InputError(f"{len(weights)} weights need as many values in [0, 1], at least one, got {values}")
+    if not weights.min() >= 0 or abs(float(weights.sum()) - 1) > 1e-9:
+        raise InputError(f"weights must not be negative and sum to 1, got a sum of {float(weights.sum()):g}")
+    mean = min(1.0, float(weights @ values))
+    variance, unseen = float(weights**2 @ values**2), float(weights @ weights)
+    low, high = 0.0, 1.0
+    if variance > 0:
+        trials = max(1.0, mean / variance)
+        low = fractional_clopper_pearson(mean * trials, trials, level)[0]
+    if mean < 1:
+        trials = max(1.0, (mean + unseen) / (variance + unseen**2))
+        more, left = (mean + unseen) * trials, (1 - mean) * trials
+        high = float(stats.beta.ppf((1 + level) / 2, more, left))
+    return Estimate(mean, min(low, mean), max(high, mean), level, len(values), "weighted clopper-pearson")
+
+
 Variance = TypeVar("Variance", float, Float[np.ndarray, "..."])
 
 
@@ -231,7 +273,7 @@ def _jackknife(
     return np.concatenate([evaluate(np.delete(everyone, block)[None]) for block in blocks])
 
 
-def _require_counts(successes: Count, n: Count, level: float) -> None:
+def _require_counts(successes: Count | float, n: Count | float, level: float) -> None:
     if n < 1 or not 0 <= successes <= n:
         raise InputError(f"a proportion needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
     if not 0 < level < 1:

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
+from scipy import stats
 
 from holdfast.core.errors import InputError
 from holdfast.core.estimate import Estimate
+from holdfast.core.intervals import weighted_clopper_pearson
 from holdfast.core.seeds import numpy_generator
 
 if TYPE_CHECKING:
@@ -79,8 +81,15 @@ def aurc(
     resamples: int = 500,
     generator: np.random.Generator | None = None,
 ) -> Estimate:
-    """Area under the risk-coverage curve: the mean over k of the risk of the k most confident, bootstrap interval."""
-    return _bootstrapped(_area, scores, losses, level, resamples, generator)
+    """Area under the risk-coverage curve: the mean over k of the risk of the k most confident.
+
+    The area is a weighted mean of the losses; its interval is the wider of the bootstrap's and that of
+    `weighted_clopper_pearson` at either end.
+    """
+    s, loss = _checked(scores, losses)
+    largest = max(1.0, float(loss.max()))
+    exact = weighted_clopper_pearson(loss / largest, _area_weights(s), level)
+    return _interval(_area, s, loss, (exact.low * largest, exact.high * largest), level, resamples, generator)
 
 
 def coverage_at_risk(
@@ -92,7 +101,12 @@ def coverage_at_risk(
     resamples: int = 500,
     generator: np.random.Generator | None = None,
 ) -> Estimate:
-    """Largest coverage whose risk is at most `risk`; 0 when no threshold reaches it."""
+    """Largest coverage whose risk is at most `risk`; 0 when no threshold reaches it.
+
+    At either end the interval is the wider of the bootstrap's and of what exact binomial bounds on the risk say: it
+    reaches down to the largest coverage whose upper bound is at most `risk` (0 when there is none), and up to the
+    largest whose lower bound is.
+    """
     if not risk >= 0:
         raise InputError(f"the risk to keep must not be negative, got {risk}")
 
@@ -100,7 +114,16 @@ def coverage_at_risk(
         curve = risk_coverage(s, loss)
         return float(curve.coverage[curve.risk <= risk].max(initial=0.0))
 
-    return _bootstrapped(covered, scores, losses, level, resamples, generator)
+    s, loss = _checked(scores, losses)
+    largest = max(1.0, float(loss.max()))
+    curve = risk_coverage(s, loss)
+    accepted, tail = np.rint(curve.coverage * len(s)), (1 - level) / 2
+    errors = np.clip(curve.risk / largest * accepted, 0, accepted)
+    # scipy's beta quantiles are NaN for a parameter 0, where the bounds are 0 and 1 and so never bind.
+    lower = np.nan_to_num(stats.beta.ppf(tail, errors, accepted - errors + 1), nan=0.0) * largest
+    upper = np.nan_to_num(stats.beta.ppf(1 - tail, errors + 1, accepted - errors), nan=1.0) * largest
+    surely, perhaps = (float(curve.coverage[bound <= risk].max(initial=0.0)) for bound in (upper, lower))
+    return _interval(covered, s, loss, (surely, perhaps), level, resamples, generator)
 
 
 def risk_at_coverage(
@@ -112,7 +135,11 @@ def risk_at_coverage(
     resamples: int = 500,
     generator: np.random.Generator | None = None,
 ) -> Estimate:
-    """Risk of the smallest acceptance that covers at least `coverage`."""
+    """Risk of the smallest acceptance that covers at least `coverage`.
+
+    The interval is the wider of the bootstrap's and the exact binomial one of the accepted examples at either end;
+    losses that may exceed 1 are taken as shares of the largest one seen.
+    """
     if not 0 < coverage <= 1:
         raise InputError(f"coverage must lie in (0, 1], got {coverage}")
 
@@ -120,7 +147,12 @@ def risk_at_coverage(
         curve = risk_coverage(s, loss)
         return float(curve.risk[np.searchsorted(curve.coverage, coverage - 1e-12)])
 
-    return _bootstrapped(left, scores, losses, level, resamples, generator)
+    s, loss = _checked(scores, losses)
+    curve = risk_coverage(s, loss)
+    largest = max(1.0, float(loss.max()))
+    taken = loss[s >= curve.threshold[np.searchsorted(curve.coverage, coverage - 1e-12)]] / largest
+    exact = weighted_clopper_pearson(taken, np.full(len(taken), 1 / len(taken)), level)
+    return _interval(left, s, loss, (exact.low * largest, exact.high * largest), level, resamples, generator)
 
 
 def scod_risk_coverage(
@@ -148,20 +180,33 @@ def _area(scores: np.ndarray, losses: np.ndarray) -> float:
     return float(np.mean(np.cumsum(smoothed) / np.arange(1, len(scores) + 1)))
 
 
-def _bootstrapped(
+def _area_weights(scores: np.ndarray) -> np.ndarray:
+    """Weight of each example's loss in `_area`: 1/n sum over k >= its rank of 1/k, shared among ties."""
+    n = len(scores)
+    of_rank = np.cumsum(1 / np.arange(n, 0, -1))[::-1] / n
+    _, tie, sizes = np.unique(-scores, return_inverse=True, return_counts=True)
+    return (np.bincount(np.sort(tie), of_rank) / sizes)[tie]
+
+
+def _interval(
     statistic: Callable[[np.ndarray, np.ndarray], float],
-    scores: ArrayLike,
-    losses: ArrayLike,
+    s: np.ndarray,
+    loss: np.ndarray,
+    exact: tuple[float, float],
     level: float,
     resamples: int,
     generator: np.random.Generator | None,
 ) -> Estimate:
-    s, loss = _checked(scores, losses)
+    """The statistic with the wider of the bootstrap interval and `exact` at either end.
+
+    Resampling alone never shows an error that the sample does not hold, so its interval is too short near 0 errors.
+    """
     generator = numpy_generator(0, "selective bootstrap") if generator is None else generator
     value = statistic(s, loss)
     picks = (generator.integers(len(s), size=len(s)) for _ in range(resamples))
     low, high = np.quantile([statistic(s[pick], loss[pick]) for pick in picks], [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(value, float(min(low, value)), float(max(high, value)), level, len(s), "bootstrap")
+    low, high = min(low, value, exact[0]), max(high, value, exact[1])
+    return Estimate(value, float(low), float(high), level, len(s), "bootstrap or exact binomial, the wider")
 
 
 def _checked(scores: ArrayLike, losses: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -43,6 +43,52 @@ def test_perfect_separation_is_not_certainty():
     assert metrics.auroc_difference(([2.0, 3.0],) * 2, ([0.0, 1.0],) * 2).width > 0.5
 
 
+@pytest.mark.parametrize("few", [1, 2, 3, 5])
+def test_auroc_covers_with_few_scores_in_a_set(few):
+    generator = np.random.default_rng(few)
+    truth = norm.cdf(1 / np.sqrt(2))
+    estimates = [metrics.auroc(generator.normal(0, 1, 100), generator.normal(-1, 1, few)) for _ in range(400)]
+    assert np.mean([e.low <= truth <= e.high for e in estimates]) >= 0.93
+
+
+def test_a_difference_of_aurocs_is_not_certain_with_one_score_in_a_set():
+    typical = np.arange(20.0)
+    assert metrics.auroc_difference((typical, -typical), ([5.5], [5.5])).width > 1
+
+
+def test_no_metric_is_certain_where_the_sets_separate():
+    typical, other = np.arange(5.0) + 10, np.arange(5.0)
+    assert metrics.fpr_at_tpr(typical, other).high == 1  # five scores do not bound their own 5 % quantile
+    share = 1 - 0.025**0.2
+    for positive in ("typical", "other"):
+        np.testing.assert_allclose(metrics.aupr(typical, other, positive=positive).low, 1 - share)
+    np.testing.assert_allclose(metrics.detection_accuracy(typical, other).low, 1 - share / np.sqrt(2))
+    many = metrics.fpr_at_tpr(np.arange(2000.0) + 100, np.arange(40.0), resamples=4000)
+    np.testing.assert_allclose(many.high, 1 - 0.025 ** (1 / 40), atol=0.02)
+
+
+@pytest.mark.parametrize(("typical", "other", "rate"), [(50, 50, 0.02), (20, 200, 0.2), (400, 100, 0.02)])
+def test_fpr_covers_the_rate_at_the_true_threshold(typical, other, rate):
+    generator = np.random.default_rng(3)
+    shift = norm.isf(rate) + norm.ppf(0.95)
+    estimates = [
+        metrics.fpr_at_tpr(generator.normal(shift, 1, typical), generator.normal(0, 1, other)) for _ in range(300)
+    ]
+    assert np.mean([e.low <= rate <= e.high for e in estimates]) >= 0.93
+
+
+def test_aupr_and_accuracy_cover_near_one():
+    generator = np.random.default_rng(4)
+    accuracy = norm.cdf(3.0 / 2)
+    precision = metrics.aupr(generator.normal(3, 1, 100_000), generator.normal(0, 1, 100_000), resamples=1).value
+    covered = []
+    for _ in range(60):
+        a, b = generator.normal(3, 1, 20), generator.normal(0, 1, 20)
+        found = metrics.aupr(a, b, resamples=25), metrics.detection_accuracy(a, b, resamples=25)
+        covered.append([found[0].low <= precision <= found[0].high, found[1].low <= accuracy <= found[1].high])
+    assert (np.mean(covered, axis=0) >= 0.93).all()
+
+
 def test_agrees_with_scikit_learn():
     generator = np.random.default_rng(1)
     a, b = generator.normal(1, 1, 300), generator.normal(0, 2, 200)

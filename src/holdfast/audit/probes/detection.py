@@ -189,7 +189,7 @@ def _mean_false_positive_rate(typical: np.ndarray, foreign: np.ndarray, settings
         for k in range(kinds)
     ]
     low, value, high = (float(np.mean([getattr(part, name) for part in parts])) for name in ("low", "value", "high"))
-    return Estimate(value, low, high, settings.level, len(typical), "bootstrap")
+    return Estimate(value, low, high, settings.level, len(typical), parts[0].method)
 
 
 def _foreign_sets(state: State, evidence: Evidence) -> dict[str, np.ndarray]:
