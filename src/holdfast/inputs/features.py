@@ -19,12 +19,35 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from holdfast.core.errors import InputError
 from holdfast.subject.modes import training_parts
 
 Pool = Literal["mean", "tokens", "flatten"]
+
+
+def placement(model: object) -> tuple[torch.dtype, torch.device]:
+    """Floating type and device of a model's first floating parameter or buffer; float32 on the CPU without one."""
+    if isinstance(model, nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                return tensor.dtype, tensor.device
+    return torch.float32, torch.device("cpu")
+
+
+def as_input(model: nn.Module, X: ArrayLike | Tensor) -> Tensor:
+    """X as the model takes it: on its device and in its floating type, the values as they are (bytes too).
+
+    Integers stay what they are for a model that embeds them.  Raises InputError on values that are not finite.
+    """
+    dtype, device = placement(model)
+    x = X if isinstance(X, Tensor) else torch.as_tensor(np.asarray(X))
+    if not torch.isfinite(x).all():
+        raise InputError("inputs hold NaN or infinite values; a detector cannot place them")
+    indices = not x.is_floating_point() and any(isinstance(module, nn.Embedding) for module in model.modules())
+    return x.to(device) if indices else x.to(device, dtype)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from holdfast.inputs.attack.policy import (
     GroupedDifferenceLogits,
     ObservationAttack,
     PerturbedPolicy,
+    act,
     regret,
 )
 from holdfast.threats.balls import L2, Linf
@@ -209,3 +210,14 @@ def test_bad_input_is_told():
         regret(Line, policy, ObservationAttack(Linf(0.1)), seeds=())
     with pytest.raises(InputError, match="step"):
         ObservationAttack(Linf(0.1), steps=0)
+
+
+def test_observations_take_the_type_of_the_policy():
+    double = network(2, 1).double()
+    attack = ObservationAttack(Linf(0.05), steps=2)
+    action = PerturbedPolicy(double, attack, generator()).act(np.array([0.1, 0.2]))
+    assert action.dtype == np.float64
+    single = regret(Line, network(2, 1), attack, [0, 1, 2], generator=generator())
+    found = regret(Line, double, attack, [0, 1, 2], generator=generator())
+    np.testing.assert_allclose(found.value, single.value, atol=1e-3)
+    assert act(lambda s: s.double().sum(1, keepdim=True), np.zeros(2, dtype=np.float32)).dtype == np.float64

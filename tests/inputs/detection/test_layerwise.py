@@ -1,5 +1,7 @@
 """Layers are scored apart, moved towards typicality, and never added up without weights."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,31 @@ def test_several_layers_without_weights_are_refused(setting):
     with pytest.raises(InputError, match="fit_combiner"):
         LayerwiseMahalanobis(net, ["1", "3"]).fit(x, y).score_samples(x)
     assert LayerwiseMahalanobis(net, ["1"]).fit(x, y).score_samples(x).shape == (300,)
+
+
+def test_inputs_take_the_type_of_the_model(setting):
+    net, x, y, other = setting
+    double = copy.deepcopy(net).double()
+    from_tensor = LayerwiseMahalanobis(double, ["1"]).fit(x.double(), y).score_layers(other.double(), magnitude=0.01)
+    from_array = LayerwiseMahalanobis(double, ["1"]).fit(x.double().numpy(), y).score_layers(other.numpy(), 0.01)
+    np.testing.assert_array_equal(from_tensor, from_array)
+    pixels = (x.abs() * 20).byte()
+    ours = LayerwiseMahalanobis(net, ["1"]).fit(x, y)
+    np.testing.assert_array_equal(ours.score_layers(pixels), ours.score_layers(pixels.float()))
+
+
+def test_negative_magnitudes_are_refused_wherever_they_enter(setting):
+    net, x, y, other = setting
+    ours = LayerwiseMahalanobis(net, ["1"]).fit(x, y)
+    for call in (
+        lambda: ours.score_layers(x, magnitude=-0.5),
+        lambda: ours.fit_combiner(x[:50], other[:50], magnitudes=(-0.5, 0.0)),
+        lambda: ours.fit_combiner(x[:50], other[:50], magnitudes=(float("nan"),)),
+    ):
+        with pytest.raises(InputError, match="negative"):
+            call()
+    with pytest.raises(InputError, match="empty"):
+        ours.fit_combiner(x[:50], other[:50], magnitudes=())
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"magnitude": -0.1}, "negative"), ({"layers": ["9"]}, "no layer")])

@@ -141,3 +141,9 @@ def test_what_cannot_work_is_loud():
 
     with pytest.raises(UnsupportedError, match="2 times"):
         AblatedEnergy(Twice()).score_samples(features())
+
+
+def test_arrays_take_the_type_of_the_model():
+    model = LearnedTemperatureHead(6, 4, generator=torch_generator(3)).double().eval()
+    x = features().double()
+    np.testing.assert_array_equal(AblatedEnergy(model).score_samples(x.numpy()), AblatedEnergy(model).score_samples(x))

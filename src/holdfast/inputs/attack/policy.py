@@ -39,6 +39,7 @@ from holdfast.core.errors import InputError
 from holdfast.core.estimate import Estimate
 from holdfast.core.intervals import paired_difference
 from holdfast.inputs.attack.losses import margin
+from holdfast.inputs.features import placement
 from holdfast.threats.base import Threat, Valid
 
 Policy = Callable[[Tensor], Tensor]
@@ -283,9 +284,15 @@ class PerturbedPolicy(nn.Module):
 
 @torch.no_grad()
 def act(policy: Policy, observation: np.ndarray, actions: str = "continuous") -> np.ndarray | int:
-    """The (mean) action of a policy for one observation, in the form that an environment's `step` takes."""
-    answer = _actions(policy, torch.as_tensor(observation, dtype=torch.float32)[None])[0]
-    return int(answer.argmax()) if actions == "discrete" else answer.cpu().numpy()
+    """The (mean) action of a policy for one observation, in the form that an environment's `step` takes.
+
+    The observation goes to the device and the floating type of a policy that is a module, else to float32 on the CPU.
+    """
+    dtype, device = placement(policy)
+    answer = _actions(policy, torch.as_tensor(observation, dtype=dtype, device=device)[None])[0]
+    if actions == "discrete":
+        return int(answer.argmax())
+    return (answer.float() if answer.dtype == torch.bfloat16 else answer).cpu().numpy()
 
 
 @runtime_checkable

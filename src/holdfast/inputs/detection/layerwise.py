@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from holdfast.core.errors import InputError
 from holdfast.inputs.detection.mahalanobis import MahalanobisDetector
 from holdfast.inputs.detection.metrics import auroc
-from holdfast.inputs.features import Features, Pool
+from holdfast.inputs.features import Features, Pool, as_input
 
 #: Step sizes that the authors search, for inputs in [0, 1].
 MAGNITUDES = (0.0, 0.0005, 0.001, 0.0014, 0.002, 0.0024, 0.005, 0.01, 0.05, 0.1, 0.15)
@@ -73,9 +73,7 @@ class LayerwiseMahalanobis(BaseEstimator):
 
     def fit(self, X: ArrayLike | Tensor, y: ArrayLike) -> LayerwiseMahalanobis:
         """Fit one detector a layer on the features of training inputs X with labels y."""
-        if not self.magnitude >= 0:
-            raise InputError(f"magnitude must not be negative, got {self.magnitude}: the step moves towards typicality")
-        self.magnitude_ = float(self.magnitude)
+        self.magnitude_ = _checked(self.magnitude)
         self.detectors_ = [
             MahalanobisDetector(self.shrinkage, self.contamination).fit(features, np.asarray(y))
             for features in self._features()(self._tensor(X))
@@ -90,10 +88,12 @@ class LayerwiseMahalanobis(BaseEstimator):
         """Learn the weights of the layers from examples of both kinds, none of which may be test data.
 
         With `magnitudes` (for example MAGNITUDES) the step size is chosen as well, by the cross-validated AUROC of the
-        combination on these examples.
+        combination on these examples.  Raises InputError on an empty grid or a negative magnitude.
         """
         check_is_fitted(self, "detectors_")
-        grid = (self.magnitude_,) if magnitudes is None else tuple(magnitudes)
+        grid = (self.magnitude_,) if magnitudes is None else tuple(_checked(magnitude) for magnitude in magnitudes)
+        if not grid:
+            raise InputError("magnitudes is empty; give at least one step size, or None for the one in use")
         typical, other = self._tensor(X_typical), self._tensor(X_other)
         truth = np.repeat([1, 0], [len(typical), len(other)])
         tried = []
@@ -108,7 +108,7 @@ class LayerwiseMahalanobis(BaseEstimator):
     def score_layers(self, X: ArrayLike | Tensor, magnitude: float | None = None) -> Float[np.ndarray, "n layers"]:
         """M_ℓ of every layer after the input step (`magnitude` overrides the fitted one)."""
         check_is_fitted(self, "detectors_")
-        step = self.magnitude_ if magnitude is None else magnitude
+        step = self.magnitude_ if magnitude is None else _checked(magnitude)
         x = self._tensor(X)
         if step == 0:
             return np.stack(
@@ -169,9 +169,10 @@ class LayerwiseMahalanobis(BaseEstimator):
         return Features(self.model, tuple(self.layers), pool=self.pool)
 
     def _tensor(self, X: ArrayLike | Tensor) -> Tensor:
-        parameter = next(self.model.parameters(), None)
-        device = torch.device("cpu") if parameter is None else parameter.device
-        x = X if isinstance(X, Tensor) else torch.from_numpy(np.asarray(X, dtype=np.float32))
-        if not torch.isfinite(x).all():
-            raise InputError("inputs hold NaN or infinite values; a detector cannot place them")
-        return x.to(device)
+        return as_input(self.model, X)
+
+
+def _checked(magnitude: float) -> float:
+    if not 0 <= magnitude < np.inf:
+        raise InputError(f"magnitude must not be negative, got {magnitude}: the step moves towards typicality")
+    return float(magnitude)

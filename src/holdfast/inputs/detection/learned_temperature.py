@@ -30,7 +30,7 @@ from torch.nn.utils import skip_init
 
 from holdfast.core.errors import InputError, UnsupportedError
 from holdfast.core.progress import track
-from holdfast.inputs.features import evaluating, last_linear
+from holdfast.inputs.features import as_input, evaluating, last_linear
 
 SMALLEST_TEMPERATURE = 1e-12
 
@@ -193,9 +193,7 @@ class AblatedEnergy(BaseEstimator):
     def components(self, X: ArrayLike | Tensor) -> EnergyParts:
         """The score beside its parts, in float64: float32 would lose exp(c / T) at small T."""
         head = self._head()
-        x = (X if isinstance(X, Tensor) else torch.from_numpy(np.asarray(X, dtype=np.float32))).to(head.weight.device)
-        if not torch.isfinite(x).all():
-            raise InputError("inputs hold NaN or infinite values; a detector cannot place them")
+        x = as_input(self.model, X)
         parts = [self._parts(head, part) for part in x.split(self.batch)]
         return EnergyParts(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
