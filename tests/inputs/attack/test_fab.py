@@ -87,7 +87,24 @@ def test_nearest_is_the_exact_distance_of_a_linear_model(threat, targets):
     assert (model(run.x_adv).argmax(1) != y).all()
     assert torch.allclose(run.norm, threat.norm(run.x_adv - x))
     assert (run.norm >= far.amin(1) - 1e-9).all()
-    assert torch.allclose(run.norm, far.amin(1).detach(), rtol=0.02)
+    assert torch.allclose(run.norm, far.amin(1).detach(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_nearest_point_lies_at_the_boundary_of_a_network_and_every_pass_is_counted(threat, targeted):
+    model, x, y = models.trained()
+    x, y = x[:30], y[:30]
+    goal, seen = Targeted((y + 1) % 10) if targeted else None, []
+    run = FAB(threat, steps=8, targets=0).nearest(lambda z: seen.append(len(z)) or model(z), x, y, goal=goal)
+    found = run.success
+    assert found.any()
+    answers = model(run.x_adv).argmax(1)
+    assert (answers == goal.target if targeted else answers != y)[found].all()
+    assert torch.allclose(run.norm[found], threat.norm(run.x_adv - x)[found])
+    back = x + (1 - 1e-3) * (run.x_adv - x)
+    assert (model(back).argmax(1) == y)[found].float().mean() > (0.5 if targeted else 0.95)
+    assert int(run.queries.sum()) == sum(seen) - len(x)
 
 
 @pytest.mark.parametrize("threat", [Linf(0.06), L2(0.5), L1(2.0)])
@@ -102,10 +119,16 @@ def test_wins_lie_in_the_set_and_fool(threat):
     assert torch.equal(run.x_adv[~right], x[~right])
 
 
-def test_more_steps_never_bring_the_nearest_point_further_away():
+def test_more_steps_never_bring_the_nearest_point_further_away(monkeypatch):
     model, x, y = models.trained()
-    few, many = (FAB(L2(1.0), steps=steps, targets=2).nearest(model, x[:40], y[:40]).norm for steps in (5, 25))
-    assert (many <= few + 1e-6).all()
+    x, y = x[:40], y[:40]
+    few, many = (FAB(L2(1.0), steps=steps, targets=2).nearest(model, x, y).norm for steps in (5, 25))
+    assert (many <= few * (1 + 1e-3)).all()  # a walk's nearest point may have less to gain along its own segment
+    monkeypatch.setattr("holdfast.inputs.attack.fab.FINAL_STEPS", 0)
+    walked, further = (FAB(L2(1.0), steps=steps, targets=2).nearest(model, x, y).norm for steps in (5, 25))
+    assert (further <= walked + 1e-6).all()
+    assert (few <= walked).all()
+    assert (few < walked).any()
 
 
 def test_a_targeted_goal_reaches_that_class():

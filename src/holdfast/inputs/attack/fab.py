@@ -10,8 +10,9 @@ each of the m classes that come next after the label on the clean input; with 0 
 nearest in the dual norm, at the cost of one gradient a class.
 
 `run` stops with an example as soon as a fooling point lies in the threat's set; `nearest` spends all its steps on
-bringing fooling points closer, and says how near they came.  With a `hope`, `run` gives an example up towards a class
-when the nearest point that fooled lies too far outside (see `hope`).  Shapes, ranges and errors as in `gradient`.
+bringing fooling points closer, draws the nearest to the boundary along the segment from x, and says how near they came.
+With a `hope`, `run` gives an example up towards a class when the nearest point that fooled lies too far outside (see
+`hope`).  Shapes, ranges and errors as in `gradient`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from holdfast.threats.base import Threat, Valid, gaussian, per_example, valid_bo
 _TINY = 1e-8
 #: Share of the steps after which an example may first be given up, and between one look and the next.
 FIRST_LOOK, LOOK_EVERY = 0.1, 0.05
+#: Secants that bring the nearest point found to the boundary, and by what share of the rest of the bracket each goes
+#: beyond it.
+FINAL_STEPS, OVERSHOOT = 3, 0.01
 
 
 @dataclass(eq=False)
@@ -115,7 +119,31 @@ class FAB(Attack):
         nearest = self._walks(search, search.attacked.nonzero().squeeze(1), generator, until=0.0)
         nearest = torch.where(search.attacked, nearest, 0.0)
         found = search.attacked & torch.isfinite(nearest)
+        rows = found.nonzero().squeeze(1)
+        if len(rows):
+            self._draw_in(search, rows)
+            nearest[rows] = self.threat.norm(search.x_adv[rows] - search.x[rows])
         return AttackRun(search.x_adv.detach(), found, search.queries, nearest, search.best_loss)
+
+    def _draw_in(self, search: Search, rows: Tensor) -> None:
+        """Bring fooling points to the boundary along the segment from the input: `FINAL_STEPS` secants of the margin,
+        each a little beyond where it vanishes; kept is the last point that was seen to fool.
+        """
+        aim = search.aim.take(rows)
+        aim = aim if aim.exact else replace(aim, towards=None)
+        start, change = search.x[rows], search.x_adv[rows] - search.x[rows]
+        below, above = aim.value(search.logits[rows]), search.best_loss[rows]
+        low, high = torch.zeros_like(above), torch.ones_like(above)
+        for _ in range(FINAL_STEPS):
+            share = torch.nan_to_num(below / (below - above), nan=0.5)
+            middle = low + (share + OVERSHOOT * (1 - share)) * (high - low)
+            point = start + per_example(middle, start) * change
+            logits = forward(search.model, point)
+            search.queries[rows] += 1
+            fooled, value = aim.reached(logits), aim.value(logits).to(above.dtype)
+            search.x_adv[rows[fooled]], search.best_loss[rows[fooled]] = point[fooled], value[fooled]
+            low, below = torch.where(fooled, low, middle), torch.where(fooled, below, value)
+            high, above = torch.where(fooled, middle, high), torch.where(fooled, value, above)
 
     def _aims(self, search: Search) -> list[Aim]:
         """The classes to walk to, one run each; without one: to whichever is nearest."""
