@@ -1,5 +1,6 @@
 """Patterns are what their definition says, followers are what the network's own activations say."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -73,11 +74,22 @@ def test_a_pattern_is_what_nearly_all_inputs_of_the_class_share(delta):
     found = mine_patterns(traced(), x, y, delta)
     layers, _ = Activations.of(traced(), x)(x)
     for label, mined in found.items():
-        rate = torch.cat(layers, 1)[y == label].double().mean(0)
-        assert torch.equal(mined.signs, (rate >= delta).to(torch.int8) - (rate <= 1 - delta).to(torch.int8))
+        active = torch.cat(layers, 1)[y == label].double()
+        on, off = active.mean(0) >= delta, (1 - active).mean(0) >= delta
+        assert torch.equal(mined.signs, on.to(torch.int8) - off.to(torch.int8))
         if delta == 1:
             assert coverage(traced(), mined, x[y == label]).value == 1
         assert mined.fixed >= mine_patterns(traced(), x, y, 1.0)[label].fixed
+
+
+@pytest.mark.parametrize("share", range(51, 101))
+def test_on_and_off_are_one_rule(share):
+    """A neuron that is on for k of 100 is in the pattern of delta = k / 100; so is one that is off for k of 100."""
+    on = torch.arange(100)[:, None] < share
+    mined = ActivationPattern.of([torch.cat([on, ~on], 1)], share / 100)
+    assert mined.signs.tolist() == [1, -1]
+    if share < 100:
+        assert ActivationPattern.of([torch.cat([on, ~on], 1)], (share + 1) / 100).fixed == 0
 
 
 def test_wrong_inputs_are_left_out_unless_asked_for():
@@ -160,6 +172,11 @@ def test_patterns_survive_the_disk(tmp_path):
     again = ActivationPattern.load(tmp_path / "pattern.safetensors")
     assert torch.equal(again.signs, mined.signs)
     assert again.widths == mined.widths
+    assert again.shape == mined.shape == (6,)
+    bare = pattern([[0], []], [[1], [2]])
+    bare.save(tmp_path / "bare.safetensors")
+    assert ActivationPattern.load(tmp_path / "bare.safetensors").shape is None
+    assert mined.joined(mined).shape == (6,)
 
 
 def test_joined_patterns_are_followed_by_those_that_follow_both():
@@ -199,6 +216,8 @@ def test_input_errors():
         mine_patterns(nn.Sequential(nn.Linear(6, 3)).eval(), x, y)
     with pytest.raises(InputError, match="mine it from this model"):
         follows(traced(), pattern([[]], [[]], (10,)), x)
+    with pytest.raises(InputError, match=r"inputs of shape \(9,\), the model takes \(6,\)"):
+        follows(traced(), replace(pattern([[], []], [[], []]), shape=(9,)), x)
     with pytest.raises(InputError, match="both on and off"):
         pattern([[1], []], [[1], []])
     with pytest.raises(InputError, match="fit first"):

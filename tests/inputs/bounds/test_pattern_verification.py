@@ -6,6 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from holdfast.core.errors import InputError
@@ -15,7 +17,13 @@ from holdfast.inputs.bounds import Graph, Region, capture
 from holdfast.inputs.bounds.activation_patterns import ActivationPattern, Activations, follows, mine_patterns
 from holdfast.inputs.bounds.pattern_search import Following, PatternIncumbent, narrowed
 from holdfast.inputs.bounds.pattern_sweeps import DeltaPoint, delta_sweep, pareto, verified_radius
-from holdfast.inputs.bounds.pattern_verification import Infeasible, PatternVerified, ambiguous, verify_pattern
+from holdfast.inputs.bounds.pattern_verification import (
+    Infeasible,
+    PatternVerified,
+    _whole,
+    ambiguous,
+    verify_pattern,
+)
 from holdfast.inputs.bounds.search import Deadline, Program, Setting
 from holdfast.inputs.bounds.signs import Signs
 from holdfast.inputs.bounds.verify import Counterexample, Unknown, Verified
@@ -239,6 +247,60 @@ def test_nothing_is_verified_of_nothing():
     assert float(tie.counterexample) == 0
 
 
+@given(low=st.floats(-1e3, 1e3), width=st.floats(1e-3, 1e3))
+def test_the_whole_space_has_both_its_ends(low, width):
+    lower, upper = _whole(traced(WIDTHS[0]), (low, low + width)).interval()
+    assert bool((lower == low).all())
+    assert bool((upper == low + width).all())
+
+
+def single() -> tuple[nn.Module, Tensor, Tensor]:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    drawn(model, 0, 1.5)
+    x = torch.rand(200, 3, generator=torch_generator(0, "tests", "single"))
+    return model, x, model(x).argmax(1)
+
+
+def test_a_mined_pattern_is_verified_of_a_plain_module():
+    model, x, y = single()
+    label, mined = next(iter(mine_patterns(model, x, y, 0.7).items()))
+    by_itself = verify_pattern(model, mined, label, budget_s=2)
+    assert by_itself.status == verify_pattern(capture(model, x), mined, label, budget_s=2).status != "unknown"
+    assert isinstance(ambiguous(model, mined, mined, budget_s=2), Counterexample)
+
+
+@pytest.mark.parametrize(("inputs", "hidden"), [(3, 7), (4, 8)])
+def test_a_pattern_of_another_network_is_reported(inputs, hidden):
+    model, x, y = single()
+    label, mined = next(iter(mine_patterns(model, x, y, 0.7).items()))
+    other = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 3)).eval()
+    for asked in (other, capture(other, torch.zeros(1, inputs))):
+        with pytest.raises(InputError, match="mine it from this model"):
+            verify_pattern(asked, mined, label)
+
+
+def test_counterexamples_are_in_the_type_of_the_network_and_hold_in_it():
+    model, x, y = single()
+    labels = []
+    for label, mined in mine_patterns(model, x, y, 0.7).items():
+        wrong = (label + 1) % 3
+        found = verify_pattern(model, mined, wrong, valid=(0.1, 0.3), budget_s=2)
+        if isinstance(found, Counterexample):
+            point = found.counterexample
+            assert point.dtype == torch.float32
+            assert bool(((point.double() >= 0.1) & (point.double() <= 0.3)).all())  # neither is a float32 number
+            assert bool(follows(model, mined, point[None]).all())
+            output = model(point[None])[0].detach()
+            assert torch.equal(output.double(), found.output)
+            assert float(output[wrong]) <= float(output[[k for k in range(3) if k != wrong]].max())
+            labels.append(label)
+        proven = verify_pattern(model, mined, label, budget_s=2)
+        if isinstance(proven, PatternVerified) and proven.witness is not None:
+            assert proven.witness.dtype == torch.float32
+            assert bool(follows(model, mined, proven.witness[None]).all())
+    assert labels
+
+
 def test_a_sweep_pays_coverage_for_proofs():
     graph = network(2)
     x = torch.rand(400, 3, generator=torch_generator(1), dtype=torch.float64) * 2 - 1
@@ -286,7 +348,7 @@ def test_input_errors():
         verify_pattern(graph, free, 0, rival=0)
     with pytest.raises(InputError, match="low < high"):
         verify_pattern(graph, free, 0, valid=(1.0, 0.0))
-    with pytest.raises(InputError, match="capture"):
+    with pytest.raises(InputError, match="neither the model nor the pattern"):
         verify_pattern(graph.model, free, 0)
     label = int(graph.model(x).argmax())
     with pytest.raises(InputError, match="no ball"):

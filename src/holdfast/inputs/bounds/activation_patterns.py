@@ -44,11 +44,13 @@ _CHUNK = 512
 class ActivationPattern:
     """Neurons that are `on` and `off`, one boolean mask (neurons,) for every layer of ReLU-like units.
 
+    `shape` is that of one input of the network, where it is known (a mined pattern knows it).
     Raises InputError when masks do not pair up or a neuron is both.
     """
 
     on: tuple[Bool[Tensor, " _"], ...]
     off: tuple[Bool[Tensor, " _"], ...]
+    shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.on or [len(part) for part in self.on] != [len(part) for part in self.off]:
@@ -60,11 +62,18 @@ class ActivationPattern:
             raise InputError("a pattern cannot ask a neuron to be both on and off")
 
     @classmethod
-    def of(cls, rates: Sequence[Float[Tensor, " _"]], delta: float) -> ActivationPattern:
-        """From activation rates of every layer.  Raises InputError unless 0.5 < delta <= 1."""
+    def of(
+        cls, layers: Sequence[Bool[Tensor, "examples _"]], delta: float, shape: tuple[int, ...] | None = None
+    ) -> ActivationPattern:
+        """From which neurons of every layer are on for each example.  Raises InputError unless 0.5 < delta <= 1."""
         if not 0.5 < delta <= 1:
             raise InputError(f"delta must lie in (0.5, 1], got {delta}: below, a neuron could be both on and off")
-        return cls(tuple(rate >= delta for rate in rates), tuple(rate <= 1 - delta for rate in rates))
+
+        def agreed(active: Tensor) -> Tensor:
+            # A quotient of counts for both: in floating point 1 - 0.07 < 0.93, and 0.07 > 1 - 0.93.
+            return active.sum(0).double() / len(active) >= delta
+
+        return cls(tuple(agreed(part) for part in layers), tuple(agreed(~part) for part in layers), shape)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -86,23 +95,28 @@ class ActivationPattern:
         if contradict(self, other):
             raise InputError("the patterns fix a neuron both ways, so no input follows both")
         on = tuple(mine | theirs for mine, theirs in zip(self.on, other.on))
-        return ActivationPattern(on, tuple(mine | theirs for mine, theirs in zip(self.off, other.off)))
+        off = tuple(mine | theirs for mine, theirs in zip(self.off, other.off))
+        return ActivationPattern(on, off, other.shape if self.shape is None else self.shape)
 
     def save(self, path: str | Path) -> None:
-        """Write the masks as a safetensors file."""
+        """Write the masks, and the shape of inputs where it is known, as a safetensors file."""
         masks = {f"on.{i}": part for i, part in enumerate(self.on)}
         masks |= {f"off.{i}": part for i, part in enumerate(self.off)}
+        if self.shape is not None:
+            masks["shape"] = torch.tensor(self.shape)
         save_file(masks, str(path))
 
     @classmethod
     def load(cls, path: str | Path) -> ActivationPattern:
         """Read what `save` wrote.  Raises InputError when the file holds something else."""
         masks = load_file(str(path))
+        shape = masks.pop("shape", None)
         layers = sum(name.startswith("on.") for name in masks)
         wanted = {f"{name}.{i}" for name in ("on", "off") for i in range(layers)}
         if set(masks) != wanted or any(part.dtype != torch.bool for part in masks.values()):
             raise InputError(f"{path} holds {sorted(masks)}, not an activation pattern")
-        return cls(*(tuple(masks[f"{name}.{i}"] for i in range(layers)) for name in ("on", "off")))
+        on, off = (tuple(masks[f"{name}.{i}"] for i in range(layers)) for name in ("on", "off"))
+        return cls(on, off, None if shape is None else tuple(shape.tolist()))
 
 
 @dataclass(frozen=True)
@@ -158,6 +172,11 @@ class Activations:
                 f"the pattern is of layers of {pattern.widths} neurons, the model has {self.widths}: mine it from this "
                 "model"
             )
+        if pattern.shape not in (None, self.graph.shape[1:]):
+            raise InputError(
+                f"the pattern is of a network for inputs of shape {pattern.shape}, the model takes "
+                f"{self.graph.shape[1:]}: mine it from this model"
+            )
 
 
 def _rectifies(step: Step) -> bool:
@@ -190,7 +209,7 @@ def mine_patterns(
         members = (y == label) & usable
         if not bool(members.any()):
             raise InputError(f"the model gets no input of class {label} right; a pattern needs at least one")
-        patterns[int(label)] = ActivationPattern.of([part[members].double().mean(0) for part in layers], delta)
+        patterns[int(label)] = ActivationPattern.of([part[members] for part in layers], delta, tuple(X.shape[1:]))
     return patterns
 
 

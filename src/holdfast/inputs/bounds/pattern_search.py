@@ -98,7 +98,7 @@ class PatternIncumbent(Incumbent):
     def offer(self, query: Query, points: Float[Tensor, "points inputs"]) -> None:
         """As `Incumbent.offer`, of points that need not follow."""
         assert self.following is not None
-        points = torch.clamp(points.double(), query.lower, query.upper)
+        points = self.program.representable(query, points)
         gaps = self.following.gap(points)
         if self.follower is None and bool((gaps <= 0).any()):
             point = points[gaps.argmin()]

@@ -18,6 +18,7 @@ and `PatternVerified` shows an input that follows where one was found.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -40,6 +41,7 @@ from holdfast.inputs.bounds.region import Region
 from holdfast.inputs.bounds.search import Deadline, OutOfTime, Program, Query, Setting, queries
 from holdfast.inputs.bounds.verify import DESCENT_SHARE, Counterexample, Unknown, Verdict, Verified
 from holdfast.inputs.bounds.vnnlib import Disjunct, Margin
+from holdfast.inputs.features import evaluating
 from holdfast.threats.balls import Box, Linf
 
 #: Rounds of descent before proofs begin, and share of the time for asking first whether anything follows.
@@ -59,8 +61,8 @@ class Infeasible(Verdict):
 class PatternVerified(Verified):
     """The property holds of every input of the region that follows the pattern.
 
-    `witness` is one such input; None when none was found though none of them was excluded, so that the proof may still
-    be one about nothing.
+    `witness` is one such input, in the network's own type; None when none was found though none of them was excluded,
+    so that the proof may still be one about nothing.
     """
 
     witness: Tensor | None = None
@@ -83,7 +85,7 @@ def verify_pattern(
     ----------
     model : in evaluation mode; or its `capture`.
     region : one example's box (`Linf` or `Box`); None asks about the whole input space, every entry within `valid`,
-        for which the model has to say its `input_shape` or to be captured.
+        whose shape the model (`input_shape`) or the pattern has to know unless it is captured: mined patterns do.
     rival : ask only that this class does not reach the label.
 
     Returns
@@ -149,7 +151,7 @@ class _Run:
         if not budget_s > 0:
             raise InputError(f"the time budget must be positive, got {budget_s} seconds")
         deadline = Deadline(budget_s)
-        graph = _captured(model, region)
+        graph = _captured(model, region, pattern)
         region = _whole(graph, valid) if region is None else region
         if len(region) != 1 or not isinstance(region.threat, (Linf, Box)):
             raise InputError(
@@ -229,7 +231,7 @@ class _Run:
         return [Disjunct(*self.box, np.zeros((0, self.graph.outputs)), np.zeros(0))]
 
     def _shaped(self, point: Tensor) -> Tensor:
-        return point.reshape(self.graph.shape[1:])
+        return point.reshape(self.graph.shape[1:]).to(self.setting.program.dtype)
 
 
 class Contest:
@@ -289,22 +291,40 @@ class Contest:
             pass  # the verdict is made of what is known by now
 
 
-def _captured(model: nn.Module | Graph, region: Region | None) -> Graph:
+def _captured(model: nn.Module | Graph, region: Region | None, pattern: ActivationPattern) -> Graph:
     if isinstance(model, Graph):
         return model
     if region is not None:
-        tensor = next(model.parameters(), None)
-        return capture(model, region.x if tensor is None else region.x.to(tensor))
-    shape = getattr(model, "input_shape", None)
+        return capture(model, region.x.to(_like(model, region.x)))
+    told = getattr(model, "input_shape", None)
+    shape = pattern.shape if told is None else tuple(told)
     if shape is None:
-        raise InputError("the model does not say what its inputs look like; pass `capture(model, x)` or a region")
-    return capture(model, torch.zeros(1, *shape))
+        raise InputError(
+            "neither the model nor the pattern says what inputs look like; pass `capture(model, x)` or a region"
+        )
+    example = _like(model, torch.zeros(1)).new_zeros(1, *shape)
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(example)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"the model does not take inputs of shape {shape}, as the network of the pattern does: mine it from "
+            f"this model ({str(error).splitlines()[0]})"
+        ) from error
+    return capture(model, example)
+
+
+def _like(model: nn.Module, otherwise: Tensor) -> Tensor:
+    """A tensor of the type and on the device that the model computes in."""
+    return next((parameter for parameter in model.parameters() if parameter.is_floating_point()), otherwise)
 
 
 def _whole(graph: Graph, valid: tuple[float, float]) -> Region:
-    """Every input with entries within `valid`."""
+    """Every input with entries within `valid`, both ends included."""
     low, high = valid
     if not low < high:
         raise InputError(f"the valid range must be (low, high) with low < high, got {valid}")
-    corner = torch.full(graph.shape, low, dtype=torch.float64)
-    return Region(corner, Linf(high - low), valid)
+    device = _like(graph.model, torch.zeros(1)).device
+    corner = torch.full(graph.shape, low, dtype=torch.float64, device=device)
+    # low + (high - low) may round to less than high; with the next larger width it cannot, and the range cuts the rest.
+    return Region(corner, Linf(math.nextafter(high - low, math.inf)), valid)
