@@ -192,6 +192,18 @@ def test_class_gaussians_keep_the_share_of_variance_and_the_range():
     assert (samples <= X.max(0).astype(np.float32)).all()
 
 
+@pytest.mark.usefixtures("unannotated")
+def test_labels_are_whole_numbers_and_outputs_arrays():
+    y = np.array([0, 0, 1, 2])
+    for labels in (y + 0.7, torch.tensor(y) + 0.7, y.astype(float), y == 1, y[:, None]):
+        with pytest.raises(InputError, match="whole numbers"):
+            great_score(ROWS, None, labels)
+    with pytest.raises(InputError, match=r"got a list; pass np\.asarray"):
+        great_score(ROWS.tolist(), None, y)
+    with pytest.raises(InputError, match="a pair"):
+        great_score((ROWS, ROWS, ROWS), None, y, sigma=1.0)
+
+
 def test_refusals():
     y = np.array([0, 0, 1, 2])
     with pytest.raises(InputError, match="for logits pass calibration"):

@@ -136,8 +136,8 @@ def great_score(
         bounds.  Not to be combined with a calibration, which would change them.
     groups : an attribute of every sample, to score by.
 
-    Raises InputError for no sample, labels out of range, outputs outside [0, 1] or (without calibration) not summing
-    to one, lengths that differ, or a sigma that is not positive.
+    Raises InputError for no sample, labels that are not whole numbers or out of range, outputs that are no array,
+    outside [0, 1] or (without calibration) not summing to one, lengths that differ, or a sigma that is not positive.
     """
     if sigma is not None and not 0 < sigma < math.inf:
         raise InputError(f"sigma must be positive and finite, got {sigma}; leave it out for an unsmoothed classifier")
@@ -146,6 +146,8 @@ def great_score(
     y = _labels(labels)
     scale = LARGEST if sigma is None else LARGEST * float(sigma)
     if isinstance(probabilities_or_model, tuple):
+        if len(probabilities_or_model) != 2:
+            raise InputError(f"bounds are a pair (lower, upper), got {len(probabilities_or_model)} arrays")
         lower, upper = (_outputs(part, samples, len(y)) for part in probabilities_or_model)
         _require_bounds(lower, upper, y, sigma)
         local = scale * _margins(lower, upper, y)
@@ -281,6 +283,8 @@ def _mean(local: Float[np.ndarray, " some"], scale: float, level: float) -> Esti
 
 def _labels(labels: Tensor | np.ndarray) -> Int[np.ndarray, " n"]:
     y = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if y.ndim != 1 or (len(y) and y.dtype.kind not in "iu"):
+        raise InputError(f"labels are whole numbers, one a sample, got {y.dtype} of shape {y.shape}")
     if len(y) == 0:
         raise InputError("a score needs at least one sample, got none")
     return y.astype(np.int64)
@@ -294,6 +298,11 @@ def _outputs(given: Any, samples: Tensor | np.ndarray | None, n: int) -> Float[n
             raise InputError(f"outputs of {len(given)} samples, but {len(samples)} samples; pass None or the same ones")
         outputs = _array(given)
     else:
+        if not callable(given):
+            raise InputError(
+                f"a model or its outputs as an array (n, classes) are wanted, got a {type(given).__name__}; "
+                "pass np.asarray of it"
+            )
         if samples is None or len(samples) == 0:
             raise InputError("a model needs samples to be called on, got none")
         if isinstance(given, nn.Module) and isinstance(samples, np.ndarray):
