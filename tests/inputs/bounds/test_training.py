@@ -277,6 +277,25 @@ def test_the_small_box_stays_inside_the_set(monkeypatch):
     assert float((upper - lower).max()) == pytest.approx(0.15, abs=1e-5)
 
 
+def test_a_small_box_without_a_generator_has_a_stream_of_its_own():
+    graph, (x, y) = captured("pooled"), batch()
+
+    def losses(loss: SmallBoxLoss) -> list[float]:
+        return [loss(graph, x, y).item() for _ in range(3)]
+
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    first = losses(SmallBoxLoss(0.3, 0.25, steps=1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert losses(SmallBoxLoss(0.3, 0.25, steps=1)) == first
+    assert len(set(first)) == 3  # every batch starts elsewhere
+    assert losses(SmallBoxLoss(0.3, 0.25, steps=1, generator=torch_generator(0, "small box"))) == first
+    used = SmallBoxLoss(0.3, 0.25, steps=1)
+    assert used(graph, x, y).item() == first[0]
+    assert [losses(copy.deepcopy(used))[:2], losses(pickle.loads(pickle.dumps(used)))[:2]] == [first[1:]] * 2
+
+
 def test_the_attack_leaves_running_statistics_alone():
     model, (x, y) = drawn(normalised(), 0).train(), batch(8)
     SmallBoxLoss(0.1, 0.4, generator=torch_generator(0, "tests"))(model, x, y).backward()

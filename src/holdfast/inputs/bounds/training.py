@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holdfast.core.errors import InputError
+from holdfast.core.seeds import torch_generator
 from holdfast.inputs.bounds.bounding import MEMORY, propagate
 from holdfast.inputs.bounds.graph import Bound, Graph, capture
 from holdfast.inputs.bounds.interval import Propagation
@@ -266,7 +267,9 @@ class SmallBoxLoss(BoundLoss):
     ----------
     eps, kappa, valid : as in `CertifiedLoss`; the set is an L-infinity ball.
     lam : share of the radius that is covered by intervals, in (0, 1].
-    generator : where the attack's random starts come from; torch's global stream when None.
+    generator : where the attack's random starts come from, advanced by every batch.  When None, the stream of seed 0
+        named "small box", on the device of the inputs, begins with the first batch and is the loss's own, so training
+        repeats and torch's global stream is left alone.
     """
 
     def __init__(
@@ -286,6 +289,11 @@ class SmallBoxLoss(BoundLoss):
             raise InputError(f"the centre is found in at least one step, got {steps}")
         self.lam, self.steps, self.generator = float(lam), steps, generator
 
+    def _starts(self, device: torch.device) -> torch.Generator:
+        if self.generator is None:
+            self.generator = torch_generator(0, "small box", device=device)
+        return self.generator
+
     def worst_case(self, view: View, x: Tensor, y: Tensor, radius: float) -> Float[Tensor, " batch"]:
         state = view.boxes(self.region(self._centre(view, x, y, radius), self.lam * radius))
         return interval_margins(state, view.output, y).upper.logsumexp(1)
@@ -295,7 +303,7 @@ class SmallBoxLoss(BoundLoss):
         if reach == 0:
             return x
         ball = self.threat.scaled(reach)
-        centre = ball.random_start(x, self.valid, generator=self.generator)
+        centre = ball.random_start(x, self.valid, generator=self._starts(x.device))
         for step in range(self.steps):
             with torch.enable_grad():
                 leaf = centre.detach().requires_grad_(True)
