@@ -94,12 +94,25 @@ def test_scores_are_those_of_the_windows():
     torch.testing.assert_close(scores[0, 0, 0], centre.abs(), atol=1e-5, rtol=1e-5)
 
 
-def test_votes_average_the_answers_of_independent_keys():
-    x, model = noise(4, 10), nn.Sequential(nn.Flatten(), nn.Linear(100, 3)).eval()
-    single = [CropSelection(model, 6, key=key)(x).softmax(1) for key in (0, 1, 2)]
+def test_the_majority_of_independent_keys_wins_and_ties_go_by_softmax():
+    x, model = noise(60, 10), nn.Sequential(nn.Flatten(), nn.Linear(100, 3)).eval()
+    single = torch.stack([CropSelection(model, 6, key=key)(x).softmax(1) for key in (0, 1, 2)])
     voted = CropSelection(model, 6, votes=3)(x).exp()
-    torch.testing.assert_close(voted, torch.stack(single).mean(0))
-    assert not torch.allclose(single[0], single[1])
+    torch.testing.assert_close(voted.sum(1), torch.ones(60))
+    answers = single.argmax(2)
+    majority, counts = answers.mode(0).values, torch.nn.functional.one_hot(answers, 3).sum(0)
+    clear = counts.amax(1) > 1
+    assert (voted.argmax(1) == majority)[clear].all()
+    assert (voted.argmax(1) == single.mean(0).argmax(1))[~clear].all()
+    assert (majority != single.mean(0).argmax(1))[clear].any()  # the mean softmax would have said otherwise
+
+
+@pytest.mark.parametrize("votes", [1, 3])
+def test_nothing_in_nothing_out(votes):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(100, 3)).eval()
+    assert CropSelection(model, 6, votes=votes)(noise(4, 10)[:0]).shape == (0, 3)
+    flat = CropSelection(nn.Flatten(), 6, cyclic=True, votes=votes, resize=False)
+    assert flat(noise(4, 10)[:0]).shape == (0, 36)
 
 
 def test_consistency_of_a_model_that_sees_position_and_of_one_that_does_not():
@@ -124,6 +137,10 @@ def test_bad_input_is_told():
         CropSelection(nn.Identity(), 3, "best")
     with pytest.raises(InputError, match="votes"):
         CropSelection(nn.Identity(), 3, "energy", votes=3)
+    with pytest.raises(InputError, match="whole number"):
+        consistency_bound(32, 22, (0.5, 0))
+    with pytest.raises(InputError, match="whole number"):
+        shift_consistency(nn.Flatten(), noise(1, 12), 10, px=0.5)
     with pytest.raises(InputError, match="need images of 12"):
         shift_consistency(nn.Flatten(), noise(1, 11), 10)
     with pytest.warns(QuantisedWarning):

@@ -143,6 +143,14 @@ def test_bad_input_is_told():
 
     with pytest.raises(InputError, match="same shape"):
         OracleBoundedAttack([OBJECT], Squeezed())(SUBJECT, x, y)
+
+    class Stretched(Identity):
+        def decode(self, z):
+            return 2 * z - 1
+
+    with pytest.raises(InputError, match="leaves the valid range"):
+        OracleBoundedAttack([OBJECT], Stretched())(SUBJECT, x, y)
+    OracleBoundedAttack([OBJECT], Stretched(), steps=1)(SUBJECT, x, y, valid=None)
     with pytest.raises(InputError, match="nothing is judged"):
         fmr(SUBJECT, x, 1 - y, OracleBoundedAttack([OBJECT], Identity()), resampling=np.random.default_rng(0))
     with pytest.raises(InputError, match="logits or labels"):

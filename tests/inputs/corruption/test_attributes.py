@@ -211,6 +211,15 @@ def test_bad_input_is_told():
         ObjectEdit().edit(x, mask[:, :16], rng())
     with pytest.raises(InputError, match="share of the image's area"):
         ObjectEdit(size=1.5)
+    for size in (2, 1, 0, "huge"):
+        with pytest.raises(InputError, match="share of the image's area"):
+            ObjectEdit(size=size)
+    for position in ((3.0, 5.0), (0.5, -0.1), (float("nan"), 0.5), "left"):
+        with pytest.raises(InputError, match="position"):
+            ObjectEdit(position=position)
+    for angle in (float("inf"), "upside down"):
+        with pytest.raises(InputError, match="degrees"):
+            ObjectEdit(angle=angle)
     with pytest.raises(InputError, match="backgrounds must be"):
         ObjectEdit(background=torch.zeros(1, 3, 8, 8)).edit(x, mask, rng())
     with pytest.raises(InputError, match="at least one edit"):

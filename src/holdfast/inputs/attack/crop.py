@@ -17,7 +17,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
@@ -48,7 +47,8 @@ class CropSelection(nn.Module):
     score : "hash" (see the module), "filter" (size of a zero-mean filter's answer at the window's centre), "energy"
         (variance within the window), or a callable on images, a `WindowScore` of windows of side `crop`.
     cyclic : choose among all n^2 windows of the image repeated without end.
-    votes : so many independent hash keys, each with its own window; the logits' softmax is averaged.
+    votes : so many independent hash keys, each with its own window; the majority of their answers wins, ties by the
+        mean softmax.
     resize : give the window to the model at the size of the image (bilinear); else as it is.
     key : names the hash.
 
@@ -78,22 +78,30 @@ class CropSelection(nn.Module):
         self.cyclic, self.votes, self.resize, self.key = cyclic, votes, resize, key
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Logits of the selected window; with several votes the log of the mean softmax."""
+        """Logits of the selected window; with v > 1 votes log((c + p) / (v + 1)), c the votes for each class and p the
+        mean softmax, so that p, which has a gradient, decides between classes with equally many votes only.
+        """
         answers = []
         for vote in range(self.votes):
             windows = self.selected(x, vote)
-            if self.resize and windows.shape[2:] != x.shape[2:]:
+            if self.resize and len(x) == 0:
+                windows = torch.zeros_like(x)
+            elif self.resize and windows.shape[2:] != x.shape[2:]:
                 windows = F.interpolate(windows, size=x.shape[2:], mode="bilinear", align_corners=False)
             answers.append(self.model(windows))
         if self.votes == 1:
             return answers[0]
-        return torch.stack([answer.log_softmax(1) for answer in answers]).logsumexp(0) - float(np.log(self.votes))
+        together = torch.stack(answers)
+        counts = F.one_hot(together.argmax(2), together.shape[2]).sum(0)
+        return ((counts + together.softmax(2).mean(0)) / (self.votes + 1)).log()
 
     def selected(
         self, x: Float[Tensor, "batch channels height width"], vote: int = 0
     ) -> Float[Tensor, "batch channels crop crop"]:
         """The chosen windows' pixels."""
         place, padded = self.places(x, vote), self._padded(x)
+        if len(x) == 0:
+            return x.new_zeros(0, x.shape[1], self.crop, self.crop)
         return torch.stack(
             [
                 image[:, row : row + self.crop, column : column + self.crop]
@@ -107,6 +115,8 @@ class CropSelection(nn.Module):
         height, width = x.shape[2:]
         if self.crop > min(height, width):
             raise InputError(f"a crop of {self.crop} pixels does not fit images of {height}x{width}")
+        if len(x) == 0:
+            return torch.zeros(0, 2, dtype=torch.int64, device=x.device)
         scores = self._scores(self._padded(x), vote)
         best = _first_largest(scores.flatten(1))
         return torch.stack([best // scores.shape[2], best % scores.shape[2]], 1)
@@ -176,36 +186,45 @@ def filter_score(x: Float[Tensor, "batch channels height width"], crop: int) -> 
     return answer[:, first : first + x.shape[2] - crop + 1, first : first + x.shape[3] - crop + 1]
 
 
-def consistency_bound(n: int, m: int, shift: tuple[int, int]) -> float:
+def consistency_bound(n: int, m: int, shift: tuple[int | float, int | float]) -> float:
     """q / (2 - q): chance that an n x n view and one shifted by `shift` (down, right) select the same m x m window.
 
-    Raises InputError when the crop is larger than the image.
+    Raises InputError when the crop is larger than the image, or the shift is not by whole pixels.
     """
+    down, right = (_whole(part, "a shift") for part in shift)
     if not 1 <= m <= n:
         raise InputError(f"a crop of {m} pixels does not fit a view of {n}")
     k = n - m + 1
-    q = max(k - abs(shift[0]), 0) * max(k - abs(shift[1]), 0) / k**2
+    q = max(k - abs(down), 0) * max(k - abs(right), 0) / k**2
     return q / (2 - q)
+
+
+def _whole(pixels: int | float, what: str) -> int:
+    if not float(pixels).is_integer():
+        raise InputError(f"{what} is a whole number of pixels, got {pixels}; parts of a pixel would need resampling")
+    return int(pixels)
 
 
 def shift_consistency(
     model: Model,
     images: Float[Tensor, "batch channels height width"],
     window: int,
-    px: int = 1,
+    px: int | float = 1,
     level: float = 0.95,
 ) -> Estimate:
     """Share of images whose answer is the same for the middle view of side `window` and all its moves by up to px.
 
-    Moves reveal real pixels of the image.  Raises InputError when the image has no margin of px around the view.
+    Moves reveal real pixels of the image.  Raises InputError when the image has no margin of px around the view, or px
+    is no whole number of at least 1.
     """
     return clopper_pearson(int(stable_under_moves(model, images, window, px).sum()), len(images), level)
 
 
 def stable_under_moves(
-    model: Model, images: Float[Tensor, "batch channels height width"], window: int, px: int = 1
+    model: Model, images: Float[Tensor, "batch channels height width"], window: int, px: int | float = 1
 ) -> Bool[Tensor, " batch"]:
     """Whether every move by up to px leaves the answer to the middle view as it is."""
+    px = _whole(px, "a move")
     side = window + 2 * px
     top, left = ((size - side) // 2 for size in images.shape[2:])
     if min(top, left) < 0:

@@ -66,7 +66,10 @@ class Identity:
 
 
 class PCAGenerator:
-    """Codes are the first principal components of the training images, each in units of its standard deviation."""
+    """Codes are the first principal components of the training images, each in units of its standard deviation.
+
+    Decoded images are clipped to the range of the training images.
+    """
 
     def __init__(self, components: int = 32) -> None:
         self.components = components
@@ -79,6 +82,7 @@ class PCAGenerator:
                 f"{self.components} components cannot be had of {len(flat)} images of {flat.shape[1]} pixels"
             )
         self.shape_, mean = x.shape[1:], flat.mean(0)
+        self.range_ = (float(x.min()), float(x.max()))
         values, vectors = torch.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))
         top = values.argsort(descending=True)[: self.components]
         self.scale_ = values[top].clamp_min(1e-12).sqrt().to(x)
@@ -89,7 +93,7 @@ class PCAGenerator:
         return (x.flatten(1) - self.mean_) @ self.axes_ / self.scale_
 
     def decode(self, z: Float[Tensor, "batch code"]) -> Float[Tensor, "batch *shape"]:
-        return (self.mean_ + (z * self.scale_) @ self.axes_.T).unflatten(1, self.shape_)
+        return (self.mean_ + (z * self.scale_) @ self.axes_.T).clamp(*self.range_).unflatten(1, self.shape_)
 
 
 class ConvAutoencoder(nn.Module):
@@ -165,7 +169,8 @@ class OracleBoundedAttack:
     mode : "gradient" of the model's cross-entropy, or "random" directions (for models without gradients).
 
     Raises InputError for no oracle, steps below 1, a step size that is not positive, an unknown vote or mode, and, when
-    called, for inputs that do not fit or a generator that changes the shape of images or makes them infinite.
+    called, for inputs that do not fit or a generator that changes the shape of images, makes them infinite or leaves
+    `valid`: clipping would hide that its images are on another scale.
     """
 
     oracles: Sequence[Oracle]
@@ -209,7 +214,7 @@ class OracleBoundedAttack:
         """The same with the record; `generator` draws the random directions."""
         check_batch(model, x, y, valid)
         x = x.detach()
-        self._check_generator(x[:2])
+        self._check_generator(x[:16], valid)
         eligible = self.agreed(x, y)
         x_adv, accepted = x.clone(), torch.zeros_like(y)
         for rows in eligible.nonzero()[:, 0].split(CHUNK):
@@ -259,13 +264,20 @@ class OracleBoundedAttack:
         project = getattr(self.generator, "project", None)
         return moved if project is None else project(moved, x, valid)
 
-    def _check_generator(self, x: Tensor) -> None:
+    def _check_generator(self, x: Tensor, valid: Valid) -> None:
         with torch.no_grad():
             image = self.generator.decode(self.generator.encode(x))
         if image.shape != x.shape or not bool(torch.isfinite(image).all()):
             raise InputError(
                 f"the generator turns images of shape {tuple(x.shape[1:])} into {tuple(image.shape[1:])}, or makes "
                 "them infinite; encode and decode must give images of the same shape back"
+            )
+        beyond = float((image - _clipped(image, valid)).abs().max()) if image.numel() else 0.0
+        if beyond > 1e-3 * (float(x.max() - x.min()) or 1.0):
+            raise InputError(
+                f"the generator gives values from {float(image.min()):.4g} to {float(image.max()):.4g} for images "
+                f"within {float(x.min()):.4g} to {float(x.max()):.4g}, which leaves the valid range by {beyond:.3g}; "
+                "rescale or clip in its decode, or pass the range as valid"
             )
 
 

@@ -13,6 +13,7 @@ inside its sampler (ImageNet-E; Li et al., 2023).
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,9 +67,9 @@ class ObjectEdit:
     Raises InputError for values outside these, and when applied for an empty or full mask or shapes that do not fit.
     """
 
-    size: float | Literal["full"] | None = None
-    position: tuple[float, float] | Literal["random"] | None = None
-    angle: float | Literal["random"] | None = None
+    size: float | int | str | None = None
+    position: tuple[float | int, float | int] | str | None = None
+    angle: float | int | str | None = None
     background: Backgrounds | None = None
     complexity: float = 0.0
     fill: Literal["biharmonic"] | Fill = "biharmonic"
@@ -77,8 +78,17 @@ class ObjectEdit:
     step_size: float = 0.02
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, float) and not 0 < self.size < 1:
-            raise InputError(f"size is a share of the image's area in (0, 1), got {self.size}")
+        if isinstance(self.size, str) and self.size != "full":
+            raise InputError(f"size is a share of the image's area in (0, 1), 'full' or None, got {self.size!r}")
+        if not isinstance(self.size, str) and self.size is not None and not 0 < self.size < 1:
+            raise InputError(f"size is a share of the image's area in (0, 1), 'full' or None, got {self.size}")
+        if isinstance(self.position, str) and self.position != "random":
+            raise InputError(f"position is (row, column), 'random' or None, got {self.position!r}")
+        if isinstance(self.position, tuple) and not all(0 <= part <= 1 for part in self.position):
+            raise InputError(f"a position is given in shares of the image, 0 to 1, got {self.position}")
+        angled = self.angle == "random" if isinstance(self.angle, str) else math.isfinite(self.angle or 0.0)
+        if not angled:
+            raise InputError(f"angle is a finite number of degrees, 'random' or None, got {self.angle!r}")
         if self.steps < 1 or self.step_size <= 0:
             raise InputError(f"steps and step_size must be positive, got {self.steps} and {self.step_size}")
 
