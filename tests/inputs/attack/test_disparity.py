@@ -35,6 +35,12 @@ def test_gaussian_rules_are_those_of_the_formula():
     assert minor == pytest.approx(stats.norm.cdf((size - standard.b) / 0.7))
 
 
+def test_theta_may_be_a_list():
+    listed, array = TwoClassMixture([1, 0.5], 1.0, 3.0), TwoClassMixture(np.array([1, 0.5]), 1.0, 3.0)
+    assert listed.robust_optimum(Linf(0.2)).b == array.robust_optimum(Linf(0.2)).b
+    assert listed.disparity_gap(Linf(0.2)) == array.disparity_gap(Linf(0.2))
+
+
 def test_cauchy_bias_is_the_root_of_the_quadratic():
     mixture = TwoClassMixture(np.array([2.0]), 1.0, 2.0, alpha=1.0)
     expected = min(np.roots([1.0, -2 * 2.0 * 3.0, 1 + 2.0**2]).real)
@@ -135,6 +141,8 @@ def test_bad_input_is_told():
         TwoClassMixture(THETA, 1.0, 2.0, alpha=2.5)
     with pytest.raises(InputError, match="theta"):
         TwoClassMixture(np.zeros(3), 1.0, 2.0)
+    with pytest.raises(InputError, match="one number a feature"):
+        TwoClassMixture([[1.0, 0.5]], 1.0, 2.0)
     with pytest.raises(InputError, match="smaller radius"):
         TwoClassMixture(THETA, 1.0, 2.0).robust_optimum(Linf(1.0))
     with pytest.raises(InputError, match="smaller radius"):

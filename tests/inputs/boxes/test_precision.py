@@ -48,6 +48,14 @@ def test_perfect_detections_score_one_and_misses_zero():
     assert average_precision([found([], [])], [truth()]).ap == 0
 
 
+def test_without_objects_there_is_no_precision():
+    empty = truth(np.empty((0, 4)), np.empty(0, int))
+    assert np.isnan(average_precision([found(BOX, [0.9])], [empty]).ap)
+    assert np.isnan(average_precision([found(BOX, [0.9])], [empty], classes=[1]).ap)
+    both = average_precision([found(BOX, [0.9]), found(BOX, [0.3])], [empty, truth()])
+    assert both.ap == pytest.approx(0.5)  # the box of the empty image is a false positive of the other's class
+
+
 def test_a_duplicate_is_a_false_positive():
     """Ranked hit, duplicate, hit on two objects: precision 1 up to recall 1/2 (51 marks), 2/3 beyond (50 marks)."""
     other = [60.0, 60.0, 100.0, 100.0]

@@ -157,3 +157,13 @@ def test_scaled_model_keeps_its_predictions():
 def test_bad_input_is_refused(call):
     with pytest.raises((InputError, TypeError)):
         call()
+
+
+def test_probabilities_beyond_one_by_rounding_are_clipped():
+    p = np.array([np.nextafter(1, 2), 0.5, -1e-9])
+    assert (
+        expected_calibration_error(np.array([1, 1, 0]), p).value
+        == expected_calibration_error(np.array([1, 1, 0]), np.array([1.0, 0.5, 0.0])).value
+    )
+    with pytest.raises(InputError, match="softmax"):
+        expected_calibration_error(np.array([1, 0]), np.array([1.01, 0.5]))

@@ -180,3 +180,15 @@ def test_what_cannot_be_promised_is_refused(model):
             Guard(model, **{"detector": first, **wrong})
     with pytest.raises(InputError, match="one each"):
         Guard(model, lambda x: x).calibrate(inputs(100))
+
+
+def test_another_type_of_weights_does_not_round_the_threshold(model):
+    guard = Guard(model, first).calibrate(inputs(100))
+    exact = float(guard.threshold)
+    assert exact != float(torch.tensor(exact).half())
+    assert float(guard.half().threshold) == exact
+    assert guard.threshold.dtype == torch.float64
+    assert next(guard.model.parameters()).dtype == torch.float16
+    assert float(guard.float().threshold) == exact
+    with pytest.raises(InputError, match="needs a torch"):
+        Guard(lambda x: x, first)

@@ -65,6 +65,11 @@ def test_a_class_added_later_follows_the_papers_update(wine):
         ours.partial_fit_class(X[y == 2], 2)
     with pytest.raises(InputError, match="at least two"):
         ours.partial_fit_class(X[:1], 7)
+    for label in ("new", 2.5, [7]):
+        with pytest.raises(InputError, match="like the known ones"):
+            ours.partial_fit_class(X[y == 2], label)
+    named = MahalanobisDetector().fit(X[y < 2], np.array(["a", "b"])[y[y < 2]])
+    assert list(named.partial_fit_class(X[y == 2], "long name").classes_) == ["a", "b", "long name"]
 
 
 def test_contamination_sets_the_share_called_untypical(wine):

@@ -70,7 +70,8 @@ def test_unknown_names_are_ignored_and_told():
 
 
 @pytest.mark.parametrize(
-    "answer", ["debt and age", '{"columns": ["debt"]}', '{"features": "debt"}', "{", '{"features": [3]}']
+    "answer",
+    ["debt and age", '{"columns": ["debt"]}', '{"features": "debt"}', "{", '{"features": [3]}', "debt [1], age [2]"],
 )
 def test_an_answer_in_another_form_keeps_everything_with_a_warning_or_raises(answer):
     with pytest.warns(UserWarning, match="all columns are kept"):
@@ -79,6 +80,14 @@ def test_an_answer_in_another_form_keeps_everything_with_a_warning_or_raises(ans
     assert selector.answer_ == answer
     with pytest.raises(InputError, match='no column in a list "features"'):
         LanguageModelFeatureSelector(lambda prompt: answer, malformed="raise").fit(X)
+
+
+@pytest.mark.parametrize("answer", ['["debt", "age", "job"]', 'As said [1]:\n```json\n["debt", "age"]\n```'])
+def test_a_list_alone_is_taken_by_priority(answer):
+    selector = LanguageModelFeatureSelector(lambda prompt: answer, k=2, malformed="raise").fit(X)
+    assert selector.ranking_ == ("debt", "age")
+    both = '["job"] or rather {"features": ["debt"]}'
+    assert LanguageModelFeatureSelector(lambda prompt: both).fit(X).ranking_ == ("debt",)
 
 
 def test_arrays_take_names_given():

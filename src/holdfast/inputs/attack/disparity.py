@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,23 +51,26 @@ class TwoClassMixture:
 
     Parameters
     ----------
-    theta : (features,) half the way between the class centres.
+    theta : (features,) half the way between the class centres; any sequence of numbers, kept as a float64 array.
     sigma : standard deviation of the noise in every direction for alpha = 2, else its stable scale.
     ratio : of majority to minority, at least 1.
     alpha : index of the noise (see `SymmetricStable`).
     isotropic : whether the noise is alike in all directions; otherwise its coordinates are independent.
 
-    Raises InputError for a theta that is zero or not finite, a sigma that is not positive, a ratio below 1 (name the
-    other class the majority), or an alpha outside (0, 2].
+    Raises InputError for a theta that is no vector, zero or not finite, a sigma that is not positive, a ratio below 1
+    (name the other class the majority), or an alpha outside (0, 2].
     """
 
-    theta: Float[np.ndarray, " features"]
+    theta: Any  # once made, Float[np.ndarray, " features"]
     sigma: float | int
     ratio: float | int
     alpha: float | int = 2.0
     isotropic: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "theta", np.asarray(self.theta, dtype=np.float64))
+        if self.theta.ndim != 1 or not len(self.theta):
+            raise InputError(f"theta is a vector of one number a feature, got shape {self.theta.shape}")
         if not np.isfinite(self.theta).all() or not (self.theta != 0).any() or not self.sigma > 0:
             raise InputError(f"theta must be finite and not zero, sigma positive, got {self.theta} and {self.sigma}")
         if not 1 <= self.ratio < math.inf:

@@ -3,6 +3,10 @@
     report = average_precision(detections, truth)        # one mapping an image, as torchvision's detectors give them
     report.ap, report.ap50, report.small
 
+Where there is no object to find (of a class, of a size, or none at all) no precision is defined: the report holds NaN
+there, its means leave it out, and `ap` is NaN when nothing is left; COCO's own code writes -1.  False positives on such
+images count for the classes that have objects elsewhere.
+
 Boxes are (left, top, right, bottom) in pixels; see `frames` for the form of detections and truth.
 """
 

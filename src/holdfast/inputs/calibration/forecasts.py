@@ -15,27 +15,28 @@ from holdfast.core.errors import InputError
 Outcomes = Int[np.ndarray, " n"] | Bool[np.ndarray, " n"] | Float[np.ndarray, " n"]
 Forecasts = Float[np.ndarray, " n"] | Float[np.ndarray, "n classes"]
 
-_SUM_SLACK = 1e-3  # rows of float32 softmax over many classes do not sum to one exactly
+_SUM_SLACK = 1e-3  # float32 softmax over many classes does not sum to one exactly, nor do averages stay within [0, 1]
 
 
 def checked(y: Outcomes, p: Forecasts) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "..."]]:
     """Class indices and float64 probabilities.
 
     Raises InputError when lengths differ or are zero, p holds NaN or leaves [0, 1], rows of p do not sum to one, or
-    y holds anything but class indices.
+    y holds anything but class indices.  Probabilities beyond 0 or 1 by what rounding can do are clipped.
     """
     if len(y) != len(p) or len(y) == 0:
         raise InputError(
             f"calibration needs one forecast for every outcome and at least one, got {len(p)} and {len(y)}"
         )
     p = np.asarray(p, dtype=np.float64)
-    if not (np.isfinite(p).all() and p.min() >= 0 and p.max() <= 1):
+    if not (np.isfinite(p).all() and p.min() >= -_SUM_SLACK and p.max() <= 1 + _SUM_SLACK):
         raise InputError(
             f"forecasts must be probabilities in [0, 1], got values from {p.min():g} to {p.max():g}; pass logits "
             "through a softmax first"
         )
     if p.ndim == 2 and np.abs(p.sum(axis=1) - 1).max() > _SUM_SLACK:
         raise InputError(f"rows of probabilities must sum to 1, one sums to {p.sum(axis=1)[_worst_row(p)]:g}")
+    p = np.clip(p, 0, 1)
     classes = 2 if p.ndim == 1 else p.shape[1]
     outcomes = np.asarray(y, dtype=np.float64)
     if not np.isin(outcomes, np.arange(classes)).all():

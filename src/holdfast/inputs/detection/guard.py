@@ -86,14 +86,16 @@ class Guard(nn.Module):
     layer : when given, the detector gets the features at this layer, from the same forward pass as the logits
     at, pool : which features, as for `Features`
 
-    `threshold` is a buffer, so it is saved with the weights; the detector is not.  A NaN score abstains.
+    `threshold` is a buffer, so it is saved with the weights; the detector is not.  It stays in float64 under `half` and
+    the like, as rounding would break the promise.  A NaN score abstains.  Raises InputError for a model that is no
+    nn.Module, a detector that is none of these, and a level or confidence outside (0, 1).
     """
 
     threshold: Tensor
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         detector: str | Any,
         level: float = 0.05,
         *,
@@ -104,7 +106,12 @@ class Guard(nn.Module):
     ):
         super().__init__()
         _check_promise(level, confidence)
-        self.model = model
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"a guard needs a torch.nn.Module, whose evaluation mode it sets, got {type(model).__name__}; wrap a "
+                "function in a module whose forward calls it"
+            )
+        self.model: nn.Module = model
         self.level = level
         self.confidence = confidence
         self.guarantee: Guarantee | None = None
@@ -113,6 +120,13 @@ class Guard(nn.Module):
         self._detector = (detector,)
         self._score = _score_function(detector, self._features is not None)
         self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Guard:
+        """The threshold goes along to another device, not to another type."""
+        exact = self.threshold
+        super()._apply(fn, recurse)
+        self.threshold = exact.to(self.threshold.device)
+        return self
 
     @property
     def detector(self) -> Any:

@@ -80,9 +80,15 @@ class MahalanobisDetector(BaseEstimator):
     def partial_fit_class(self, X: Any, label: Any) -> MahalanobisDetector:
         """Add a class from its examples alone: Sigma <- (C Sigma + Sigma_new) / (C + 1), no retraining.
 
-        `offset_` stays as it was.  Raises InputError when the class is known already or has fewer than two examples.
+        `offset_` stays as it was.  Raises InputError when the class is known already, is of another kind than the known
+        ones (a name among numbers), or has fewer than two examples.
         """
         check_is_fitted(self)
+        kind, given = self.classes_.dtype.kind, np.asarray(label)
+        if given.ndim or not (kind in ("O", given.dtype.kind) or (kind in "iuf" and given.dtype.kind in "iu")):
+            raise InputError(
+                f"class {label!r} is no label like the known ones ({self.classes_[0]!r}, ...); name it as they are"
+            )
         X = validate_data(self, X, dtype=np.float64, reset=False)
         if label in self.classes_:
             raise InputError(f"class {label!r} is known already; fit again to change it")

@@ -1,7 +1,8 @@
 """Columns chosen by what a language model knows about them (FailureSensorIQ's LLMFeatureSelector, 2025).
 
 The model sees the name of the target and of every column, never a value, and answers with a JSON object whose
-"features" lists columns by priority; the first k that exist are kept, in their own order in the table.
+"features" lists columns by priority, or with the list alone; the first k that exist are kept, in their own order in the
+table.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class LanguageModelFeatureSelector(SelectorMixin, BaseEstimator):
         return (self.template or TEMPLATE).format(target=self.target, columns=listing, most=most)
 
     def _malformed(self) -> None:
-        said = f'no column in a list "features" in the answer {self.answer_[:80]!r}'
+        said = f'no column in a list "features", or in a list alone, in the answer {self.answer_[:80]!r}'
         if self.malformed == "raise":
             raise InputError(f'{said}; mend the template, or pass malformed="warn" to keep all columns')
         warnings.warn(f"{said}; all columns are kept", stacklevel=3)
@@ -140,14 +141,22 @@ class LanguageModelFeatureSelector(SelectorMixin, BaseEstimator):
 
 
 def _listed(answer: str) -> list[str]:
-    """The strings under "features" in the first JSON object of the answer that has them; empty when there is none."""
-    decoder, start = json.JSONDecoder(), answer.find("{")
-    while start >= 0:
+    """The strings under "features" in the first JSON object of the answer that has them, or else those of the first
+    list of strings that is part of no object; empty when there is neither."""
+    alone: list[str] = []
+    covered = 0
+    for start in (place for place, letter in enumerate(answer) if letter in "{["):
         try:
-            value, _ = decoder.raw_decode(answer, start)
+            value, end = json.JSONDecoder().raw_decode(answer, start)
         except json.JSONDecodeError:
-            value = None
+            continue
         if isinstance(value, dict) and isinstance(value.get("features"), list):
-            return [name for name in value["features"] if isinstance(name, str)]
-        start = answer.find("{", start + 1)
-    return []
+            return _strings(value["features"])
+        if isinstance(value, list) and start >= covered:
+            alone = alone or _strings(value)
+        covered = max(covered, end)
+    return alone
+
+
+def _strings(values: list[Any]) -> list[str]:
+    return [value for value in values if isinstance(value, str)]
