@@ -1,15 +1,17 @@
 """The fifteen families: agreement with independent formulae, shapes, streams, sizes, severity, time, bad input."""
 
+import inspect
 import io
 import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import ndimage
 
 from holdfast.core.errors import InputError
-from holdfast.inputs.corruption import FAMILIES, corrupt
+from holdfast.inputs.corruption import FAMILIES, corrupt, load_textures
 from holdfast.inputs.corruption.blur import defocus_kernel
 from holdfast.inputs.corruption.digital import box_matrix
 from holdfast.inputs.corruption.resampling import fold, zoom_matrix
@@ -242,11 +244,47 @@ def test_fog_keeps_the_brightest_value_and_lifts_black():
 
 def test_frost_takes_the_users_textures():
     x = scenes(2, 16, 16)
-    texture = np.full((20, 30, 3), 0.5, dtype=np.float32)
+    texture = np.full((200, 170, 3), 0.5, dtype=np.float32)
     made = apply(x, "frost", 3, textures=[texture])
     np.testing.assert_allclose(made, np.clip(0.9 * x + 0.2, 0, 1), atol=1e-6)
-    with pytest.raises(InputError, match="texture needs shape"):
-        apply(x, "frost", 3, textures=[texture[:10]])
+    bytes_ = apply(x, "frost", 3, textures=[np.full((200, 170, 3), 51, dtype=np.uint8)])
+    np.testing.assert_allclose(bytes_, np.clip(0.9 * x + 0.08, 0, 1), atol=1e-6)
+    with pytest.raises(InputError, match=r"texture needs shape .≥160, ≥160, 3. .* it at 0.1 of"):
+        apply(x, "frost", 3, textures=[texture[:100]])
+    with pytest.raises(InputError, match="float in"):
+        apply(x, "frost", 3, textures=[texture * 255])
+    with pytest.raises(InputError, match="empty"):
+        apply(x, "frost", 3, textures=[])
+    with pytest.raises(InputError, match="height, width, 3"):
+        apply(x, "frost", 3, textures=[texture[..., 0]])
+
+
+@pytest.mark.parametrize(("side", "share"), [(32, 0.2), (64, 0.3), (224, 1.0), (28, 0.175)])
+def test_textures_are_used_at_the_published_share_of_their_size(side, share):
+    pitch = 40  # stripes of this many pixels, so of pitch * share in the image
+    stripes = (np.arange(1200) // pitch % 2).astype(np.float32)
+    made = apply(
+        np.zeros((1, side, side, 3), np.float32), "frost", 1, textures=[np.tile(stripes[:, None, None], (1, 1200, 3))]
+    )
+    level = made[0, :, 0, 0]
+    switches = np.flatnonzero(np.abs(np.diff(level > level.max() / 2)))
+    np.testing.assert_allclose(np.diff(switches).mean(), pitch * share, rtol=0.05)
+
+
+def test_textures_come_from_a_folder(tmp_path):
+    for name, value in (("b.png", 51), ("a.jpg", 255)):
+        Image.fromarray(np.full((170, 200, 3), value, np.uint8)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not an image")
+    loaded = load_textures(tmp_path)
+    assert [texture.shape for texture in loaded] == [(170, 200, 3)] * 2
+    np.testing.assert_allclose([texture.mean() for texture in loaded], [1.0, 0.2], atol=1e-3)
+    x = scenes(3, 16, 16)
+    np.testing.assert_array_equal(apply(x, "frost", 2, textures=str(tmp_path)), apply(x, "frost", 2, textures=loaded))
+    with pytest.raises(InputError, match="no folder"):
+        load_textures(tmp_path / "c")
+    (tmp_path / "c.png").write_bytes(b"broken")
+    with pytest.raises(InputError, match="cannot be decoded"):
+        load_textures(tmp_path)
 
 
 def test_borders_fold():
@@ -286,6 +324,25 @@ def test_all_75_cells_of_100_small_images_take_seconds():
 def test_bad_input_is_told(x, name, severity, says):
     with pytest.raises(InputError, match=says):
         apply(x, name, severity)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"x": torch.zeros(1, 8, 8)}, "numpy array"),
+        ({"severity": 2.0}, "whole number"),
+        ({"severity": "2"}, "whole number"),
+        ({"generator": 0}, "default_rng"),
+        ({"generator": [0]}, "default_rng"),
+        ({"table": 32}, "tables are called"),
+        ({"table": "99"}, "tables are called"),
+    ],
+)
+def test_arguments_of_another_type_are_told(changed, says):
+    """As users meet them: without the checks of types that tests add."""
+    given = {"x": np.zeros((1, 8, 8)), "name": "fog", "severity": 1, "generator": np.random.default_rng(0), **changed}
+    with pytest.raises(InputError, match=says):
+        inspect.unwrap(corrupt)(**given)
 
 
 def test_a_generator_is_wanted_for_every_image():

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 
 from holdfast.core.errors import InputError
 from holdfast.inputs.corruption import blur, digital, jpeg, noise, tone, weather
 from holdfast.inputs.corruption.layout import SMALLEST, Layout, as_given, channels_last, check_images
 from holdfast.inputs.corruption.streams import Streams
-from holdfast.inputs.corruption.tables import PARAMETERS, SIDES, TableName, table_for
+from holdfast.inputs.corruption.tables import PARAMETERS, SIDES, TEXTURE_SCALES, TableName, table_for
+from holdfast.inputs.corruption.weather import load_textures
 
-__all__ = ["FAMILIES", "LABELS", "SMALLEST", "Layout", "corrupt"]
+__all__ = ["FAMILIES", "LABELS", "SMALLEST", "Layout", "corrupt", "load_textures"]
 
 _FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
     "gaussian_noise": noise.gaussian_noise,
@@ -53,7 +55,7 @@ def corrupt(
     generator: np.random.Generator | Sequence[np.random.Generator],
     table: TableName | None = None,
     layout: Layout = "channels_last",
-    textures: Sequence[Float[np.ndarray, "_ _ _"]] | None = None,
+    textures: Sequence[Shaped[np.ndarray, "..."]] | str | Path | None = None,
 ) -> Shaped[np.ndarray, "n ..."]:
     """x under one corruption, with the same shape and type.
 
@@ -65,11 +67,13 @@ def corrupt(
     severity : 1 to 5.
     generator : one generator, or one an image; an image's result depends on its own stream alone, whatever the batch.
     table : parameters made for images of this side; by default the table nearest in size.
-    textures : photographs of frost, (height, width, 3) in [0, 1], to use in place of the synthetic texture.
+    textures : photographs of frost, (height, width, 3), uint8 or float in [0, 1], or a folder of them (`load_textures`
+        reads it once for many calls), to use in place of the synthetic texture.  Like all lengths they are scaled: to
+        0.2, 0.3 or 1 of their size in the tables "32", "64" and "224", times side / table side.
 
     Raises InputError for any argument that does not fit.
     """
-    _check(x, name, severity, generator, layout)
+    _check(x, name, severity, generator, table, layout)
     if len(x) == 0:
         return x.copy()
     images = channels_last(x, layout)
@@ -77,24 +81,25 @@ def corrupt(
     table = table_for(side) if table is None else table
     function = _FUNCTIONS[name]
     if textures is not None and name == "frost":
-        _check_textures(textures, images.shape[1:3])
-        function = partial(weather.frost, textures=textures)
+        photographs = load_textures(textures) if isinstance(textures, (str, Path)) else textures
+        share = TEXTURE_SCALES[table] * side / SIDES[table]
+        size = (images.shape[1], images.shape[2])
+        function = partial(weather.frost, textures=weather.scaled_textures(photographs, share, size))
     parameters: Any = PARAMETERS[name][table][severity - 1]
     made = function(images, parameters, side / SIDES[table], Streams.of(generator, len(x)))
     return as_given(np.clip(made, 0, 1), x, layout)
 
 
-def _check(x: np.ndarray, name: str, severity: int, generator: Any, layout: str) -> None:
-    if name not in _FUNCTIONS:
+def _check(x: Any, name: Any, severity: Any, generator: Any, table: Any, layout: Any) -> None:
+    if not isinstance(x, np.ndarray):
+        raise InputError(f"corruptions take a numpy array, got {type(x).__name__}; pass x.cpu().numpy() of a tensor")
+    if name not in FAMILIES:
         raise InputError(f"unknown corruption {name!r}; choose from {', '.join(FAMILIES)}")
-    if severity not in (1, 2, 3, 4, 5):
-        raise InputError(f"the severity of a corruption is 1 to 5, got {severity}")
+    if not isinstance(severity, (int, np.integer)) or not 1 <= severity <= 5:
+        raise InputError(f"the severity of a corruption is a whole number from 1 to 5, got {severity!r}")
+    if table is not None and table not in tuple(SIDES):
+        raise InputError(f"the tables are called {', '.join(map(repr, SIDES))}, got {table!r}; None takes the nearest")
+    given = [generator] if isinstance(generator, np.random.Generator) else generator
+    if not isinstance(given, Sequence) or not all(isinstance(each, np.random.Generator) for each in given):
+        raise InputError(f"generator is a numpy.random.Generator, or one an image, got {generator!r}; use default_rng")
     check_images(x, generator, layout, "corruptions")
-
-
-def _check_textures(textures: Sequence[np.ndarray], size: tuple[int, ...]) -> None:
-    if not textures:
-        raise InputError("textures is empty; give at least one (height, width, 3) array, or None for synthetic frost")
-    for texture in textures:
-        if texture.ndim != 3 or texture.shape[2] != 3 or texture.shape[0] < size[0] or texture.shape[1] < size[1]:
-            raise InputError(f"a texture needs shape (≥{size[0]}, ≥{size[1]}, 3), got {texture.shape}")

@@ -13,6 +13,8 @@ TableName = Literal["32", "64", "224"]
 #: Parameters are written as published: 1 or 1.5.
 Number = float | int
 SIDES: dict[TableName, int] = {"32": 32, "64": 64, "224": 224}
+#: Share of its size at which a photograph of frost is used.
+TEXTURE_SCALES: dict[TableName, float] = {"32": 0.2, "64": 0.3, "224": 1.0}
 LARGEST: tuple[tuple[int, TableName], ...] = ((48, "32"), (128, "64"))
 
 

@@ -7,10 +7,12 @@ here its texture is synthetic (or the user's own), so its numbers compare within
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
+from holdfast.core.errors import InputError
 from holdfast.inputs.corruption.blur import trailed
 from holdfast.inputs.corruption.resampling import Images, zoomed
 from holdfast.inputs.corruption.streams import Streams
@@ -96,6 +98,70 @@ def frost(
     if channels != 3:
         texture = grey(texture)
     return np.float32(kept) * x + np.float32(added) * texture.astype(x.dtype)
+
+
+def load_textures(folder: str | Path) -> list[Float[np.ndarray, "_ _ 3"]]:
+    """The images directly in a folder, in the order of their names, as (height, width, 3) in [0, 1].
+
+    Raises InputError when there is no such folder, no file in it that Pillow can read, or one that it knows but cannot.
+    """
+    from PIL import Image
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; give one with photographs of frost")
+    known = Image.registered_extensions()
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in known and path.is_file())
+    if not paths:
+        raise InputError(f"{folder} holds no images; give a folder with photographs of frost")
+    textures = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                textures.append(np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(f"{path}: cannot be decoded as an image ({error})") from error
+    return textures
+
+
+def scaled_textures(
+    textures: Sequence[Shaped[np.ndarray, "..."]], share: float, size: tuple[int, int]
+) -> list[Float[np.ndarray, "_ _ 3"]]:
+    """Textures (height, width, 3), uint8 or float in [0, 1], at `share` of their size, read bilinearly.
+
+    Raises InputError for none, another form or range, or one that is then smaller than `size`.
+    """
+    if not len(textures):
+        raise InputError("textures is empty; give at least one (height, width, 3) array, or None for synthetic frost")
+    needed = tuple(int(np.ceil(side / share)) for side in size)
+    made = []
+    for texture in textures:
+        if not isinstance(texture, np.ndarray) or texture.ndim != 3 or texture.shape[2] != 3:
+            raise InputError(f"a texture needs shape (height, width, 3), got {np.shape(texture)}")
+        if texture.dtype == np.uint8:
+            texture = texture.astype(np.float32) / np.float32(255)
+        if not np.issubdtype(texture.dtype, np.floating) or not (texture.min() >= 0 and texture.max() <= 1):
+            raise InputError(
+                f"a texture is uint8, or float in [0, 1], got {texture.dtype} from {texture.min():g} to "
+                f"{texture.max():g}; divide by its largest possible value"
+            )
+        height, width = (round(side * share) for side in texture.shape[:2])
+        if height < size[0] or width < size[1]:
+            raise InputError(
+                f"a texture needs shape (≥{needed[0]}, ≥{needed[1]}, 3) for images of {size[0]}x{size[1]}, which take "
+                f"it at {share:.3g} of its size; got {texture.shape}"
+            )
+        made.append(_resized(_resized(texture, 0, height, share), 1, width, share))
+    return made
+
+
+def _resized(texture: np.ndarray, axis: int, side: int, share: float) -> np.ndarray:
+    """`texture` at `side` positions 1 / share apart along an axis, linearly interpolated, ends repeated."""
+    position = np.clip((np.arange(side) + 0.5) / share - 0.5, 0, texture.shape[axis] - 1)
+    first = np.floor(position).astype(np.int64)
+    second = np.minimum(first + 1, texture.shape[axis] - 1)
+    weight = (position - first).astype(texture.dtype).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+    return texture.take(first, axis) * (1 - weight) + texture.take(second, axis) * weight
 
 
 def _window(generator: np.random.Generator, textures: Sequence[Texture], height: int, width: int) -> Texture:
