@@ -18,12 +18,22 @@ from jaxtyping import Shaped
 
 from holdfast.core.errors import InputError
 from holdfast.inputs.corruption import blur, digital, jpeg, noise, tone, weather
+from holdfast.inputs.corruption.errors import CorruptionErrors, corruption_errors
 from holdfast.inputs.corruption.layout import SMALLEST, Layout, as_given, channels_last, check_images
 from holdfast.inputs.corruption.streams import Streams
 from holdfast.inputs.corruption.tables import PARAMETERS, SIDES, TEXTURE_SCALES, TableName, table_for
 from holdfast.inputs.corruption.weather import load_textures
 
-__all__ = ["FAMILIES", "LABELS", "SMALLEST", "Layout", "corrupt", "load_textures"]
+__all__ = [
+    "FAMILIES",
+    "LABELS",
+    "SMALLEST",
+    "CorruptionErrors",
+    "Layout",
+    "corrupt",
+    "corruption_errors",
+    "load_textures",
+]
 
 _FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
     "gaussian_noise": noise.gaussian_noise,
