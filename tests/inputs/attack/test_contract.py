@@ -6,7 +6,6 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -137,14 +136,6 @@ def test_every_attack_refuses_what_does_not_fit(name, change, says):
     model, x, y = change(model, x, y)
     with pytest.raises(InputError, match=says):
         MAKERS[name](Linf(0.08))(model, x, y)
-
-
-@pytest.fixture
-def as_users_run_it():
-    """Without the checks of annotations, which stop before the door is reached."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize("name", [*MAKERS, "ensemble"])

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from holdfast.core.errors import UnsupportedError
+from holdfast.core.errors import InputError, UnsupportedError
 from holdfast.inputs.attack.hopskipjump import HopSkipJump
 from holdfast.inputs.attack.loop import Search
+from holdfast.inputs.attack.losses import Targeted
 from holdfast.inputs.attack.noise import RandomNoise
 from holdfast.inputs.attack.shifts import ShiftAttack
 from holdfast.threats import L1, L2, Box, Linf, Translation
@@ -106,6 +107,87 @@ def test_a_model_that_never_errs_is_not_broken():
     assert torch.equal(run.x_adv, x)
     with pytest.raises(UnsupportedError, match="L1"):
         HopSkipJump(L1(1.0))
+
+
+@pytest.mark.parametrize("threat", [L2(0.01), Linf(0.001)], ids=repr)
+def test_uniform_noise_over_the_valid_range_is_tried_first(threat):
+    """Far from the boundary no ball of a hundred small radii holds a wrong answer; the valid range does."""
+    seen = []
+
+    def model(z):
+        seen.append(z)
+        bright = z.flatten(1).mean(1) - 0.25
+        return torch.stack([-bright, bright], 1)
+
+    x, valid = torch.zeros(4, 30), (0, 1)
+    search = Search.begin(model, threat, x, torch.zeros(4).long(), valid, None, "margin")
+    seen.clear()
+    rows, point = HopSkipJump(threat)._misclassified(search, stream())
+    assert len(rows) == 4
+    assert len(seen) == 1
+    assert (point >= 0).all()
+    assert (point <= 1).all()
+    assert point.max() > 0.9
+    seen.clear()
+    harmless = Search.begin(lambda z: model(z - 9), threat, x, torch.zeros(4).long(), valid, None, "margin")
+    seen.clear()
+    assert not len(HopSkipJump(threat, tries=15)._misclassified(harmless, stream())[0])
+    assert len(seen) == 30
+    assert all(points.max() > 0.9 - 9 for points in seen[:15])
+    assert all(points.max() <= 0.9 - 9 for points in seen[15:])
+
+
+def test_what_a_threat_holds_fixed_is_not_drawn_anew():
+    x = torch.full((3, 8), 0.5)
+    for threat, low, high in (
+        (Linf(torch.linspace(0, 0.2, 8)), 0.0, 1.0),
+        (Box(torch.tensor([0.0] + [-0.1] * 7), torch.tensor([0.2] * 7 + [0.0])), 0.0, 1.0),
+    ):
+        search = Search.begin(
+            lambda z: torch.eye(2)[torch.ones(len(z)).long()], threat, x, torch.ones(3).long(), (0, 1), None, "margin"
+        )
+        lowest, highest = HopSkipJump(threat)._limits(search.x, (low, high))
+        free = threat.scaled(1e6 * threat.radius).interval(x, (low, high))
+        assert torch.equal(lowest, free[0])
+        assert torch.equal(highest, free[1])
+
+
+@pytest.mark.parametrize("threat", [L2(2.5), Linf(0.4)], ids=repr)
+def test_given_points_start_a_targeted_search(threat):
+    model, x, y = models.trained()
+    right = (model(x).argmax(1) == y).nonzero().squeeze(1)
+    x, y = x[right][:60], y[right][:60]
+    target = (y + 1) % 10
+    start = torch.stack([x[(y == wanted).nonzero()[0, 0]] for wanted in target])
+    attack, goal = HopSkipJump(threat, iterations=6), Targeted(target)
+    run = attack.run(model, x, y, goal=goal, start=start, generator=stream())
+    assert run.success.float().mean() > 0.5
+    assert torch.equal(run.success, model(run.x_adv).argmax(1) == target)
+    assert threat.contains(run.x_adv, x, (0, 1)).all()
+    assert torch.equal(run.x_adv, attack(model, x, y, goal=goal, start=start, generator=stream()))
+    assert run.success.sum() > attack.run(model, x, y, goal=goal, generator=stream()).success.sum()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda x, start: start[:3], "must be like the inputs"),
+        (lambda x, start: start.double(), "must be like the inputs"),
+        (lambda x, start: start + 2, "leave the valid range"),
+        (lambda x, start: start * torch.nan, "leave the valid range"),
+        (lambda x, start: x.clone(), "not adversarial"),
+    ],
+    ids=["short", "float64", "range", "nan", "clean"],
+)
+def test_starting_points_that_do_not_fit_are_refused(change, says, as_users_run_it):
+    model, x, y = models.trained()
+    right = (model(x).argmax(1) == y).nonzero().squeeze(1)
+    x, y = x[right][:8], y[right][:8]
+    start = torch.stack([x[(y != own).nonzero()[0, 0]] for own in y])
+    attack = HopSkipJump(L2(1.0), iterations=1)
+    attack(model, x, y, start=start, generator=stream())
+    with pytest.raises(InputError, match=says):
+        attack(model, x, y, start=change(x, start), generator=stream())
 
 
 @pytest.mark.parametrize("edge", ["zeros", "edge", "cyclic"])

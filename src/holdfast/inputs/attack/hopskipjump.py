@@ -1,7 +1,8 @@
 """HopSkipJump (Chen, Jordan and Wainwright, 2020): walk along the decision boundary knowing predicted labels only.
 
-From a misclassified point, bisect to the boundary; there estimate the boundary's normal from the labels of B random
-probes at distance delta,
+From a misclassified point (one that is given, or uniform noise over the valid range, else noise in balls of growing
+size), bisect to the boundary; there estimate the boundary's normal from the labels of B random probes at distance
+delta,
 
     g = mean_b (phi_b - mean phi) u_b,     phi_b = +1 if x_t + delta u_b is adversarial, else -1
 
@@ -28,7 +29,7 @@ from holdfast.core.errors import InputError, UnsupportedError
 from holdfast.inputs.attack.loop import Attack, AttackRun, Model, Search, forward
 from holdfast.inputs.attack.losses import Goal
 from holdfast.threats.balls import L2, Box, Linf
-from holdfast.threats.base import Threat, Valid, gaussian, per_example, uniform, valid_bounds
+from holdfast.threats.base import Threat, Valid, gaussian, per_example, uniform, valid_bounds, within
 
 #: Radii, in units of the threat's, of the balls in which a first adversarial point is looked for.
 STARTS = (1, 3, 10, 30, 100)
@@ -40,7 +41,10 @@ PROBE_UNITS = 16
 
 @dataclass(frozen=True)
 class HopSkipJump(Attack):
-    """`iterations` boundary steps with `initial_evals` * sqrt(t) probes, at most `max_evals`, at step t."""
+    """`iterations` boundary steps with `initial_evals` * sqrt(t) probes, at most `max_evals`, at step t.
+
+    At most `tries` draws of uniform noise, then as many in balls, look for a point to begin with.
+    """
 
     threat: Threat
     iterations: int = 64
@@ -55,6 +59,20 @@ class HopSkipJump(Attack):
         if min(self.iterations, self.initial_evals, self.max_evals, self.tries) < 1:
             raise InputError("HopSkipJump needs at least one iteration, one probe and one try")
 
+    def __call__(
+        self,
+        model: Model,
+        x: Float[Tensor, "batch *shape"],
+        y: Int[Tensor, " batch"],
+        *,
+        valid: Valid = (0, 1),
+        generator: torch.Generator | None = None,
+        goal: Goal | None = None,
+        start: Float[Tensor, "batch *shape"] | None = None,
+    ) -> Float[Tensor, "batch *shape"]:
+        """Adversarial inputs like `x`, sought from `start` (see `run`)."""
+        return self.run(model, x, y, valid=valid, generator=generator, goal=goal, start=start).x_adv
+
     def run(
         self,
         model: Model,
@@ -65,20 +83,30 @@ class HopSkipJump(Attack):
         generator: torch.Generator | None = None,
         goal: Goal | None = None,
         clean_logits: Float[Tensor, "batch classes"] | None = None,
+        start: Float[Tensor, "batch *shape"] | None = None,
     ) -> AttackRun:
         """Admissible adversarial inputs; an example whose boundary was not brought within the radius keeps its clean
         input.
+
+        `start` gives an adversarial point for every example, at any distance: images of the class wanted where the
+        goal is targeted, which noise seldom finds.  Raises InputError for a start that does not fit or is not
+        adversarial.
         """
         search = Search.begin(model, self.threat, x, y, valid, goal, "margin", clean_logits)
-        rows, point = self.minimise(search, generator)
+        rows, point = self.minimise(search, generator, start)
         within = self.threat.contains(point, search.x[rows], valid)
         search.x_adv[rows[within]] = point[within]
         search.fooled[rows[within]] = True
         return search.close()
 
-    def minimise(self, search: Search, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def minimise(
+        self, search: Search, generator: torch.Generator | None, start_points: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Rows for which an adversarial point was found, and the nearest one found, at any distance."""
-        rows, point = self._misclassified(search, generator)
+        if start_points is None:
+            rows, point = self._misclassified(search, generator)
+        else:
+            rows, point = self._given(search, start_points)
         if not len(rows):
             return rows, point
         start = search.x[rows]
@@ -108,33 +136,78 @@ class HopSkipJump(Attack):
         logits = forward(search.model, points.flatten(0, 1))
         return search.aim.take(rows.repeat(probes)).reached(logits).reshape(probes, len(rows))
 
+    def _given(self, search: Search, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The starting points a caller gave, of the examples that are attacked."""
+        x, rows = search.x, search.standing()
+        if points.shape != x.shape or points.dtype != x.dtype:
+            raise InputError(
+                f"starting points must be like the inputs, {x.dtype} of shape {tuple(x.shape)}, got {points.dtype} of "
+                f"shape {tuple(points.shape)}"
+            )
+        points = points.detach().to(x.device)[rows]
+        inside = within(points, x[rows], search.valid, 1e-6) & torch.isfinite(self.threat.norm(points - x[rows]))
+        if not bool(inside.all()):
+            raise InputError(
+                f"starting points of examples {rows[~inside].tolist()[:10]} leave the valid range {search.valid}, or "
+                f"change what {self.threat!r} holds fixed"
+            )
+        wrong = self._adversarial(search, rows, points) if len(rows) else inside
+        if not bool(wrong.all()):
+            raise InputError(
+                f"starting points of examples {rows[~wrong].tolist()[:10]} are not adversarial: give inputs to which "
+                "the model answers as the attack wants"
+            )
+        return rows, points
+
     def _misclassified(self, search: Search, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """A first adversarial point by random noise of growing size; examples for which none is found are left out."""
+        """A first adversarial point by uniform noise over the valid range, where that is known, then by noise in balls
+        of growing size; examples for which none is found are left out.
+        """
         rows = search.standing()
         found_rows, found = [rows[:0]], [search.x[:0]]
-        for factor in STARTS:
-            ball = self.threat.scaled(factor * self.threat.radius)
-            for _ in range(max(self.tries // len(STARTS), 1)):
-                if not len(rows):
-                    break
+        balls = [self.threat.scaled(factor * self.threat.radius) for factor in STARTS]
+        known = search.valid is not None and all(bool(torch.as_tensor(end).isfinite().all()) for end in search.valid)
+        anywhere = [None] * self.tries if known else []
+        for ball in [*anywhere, *(ball for ball in balls for _ in range(max(self.tries // len(STARTS), 1)))]:
+            if not len(rows):
+                break
+            if ball is None:
+                low, high = self._limits(search.x[rows], search.valid)
+                noise = low + (high - low) * uniform(low, generator)
+            else:
                 noise = ball.random_start(search.x[rows], search.valid, generator=generator)
-                wrong = self._adversarial(search, rows, noise)
-                found_rows.append(rows[wrong])
-                found.append(noise[wrong])
-                rows = rows[~wrong]
+            wrong = self._adversarial(search, rows, noise)
+            found_rows.append(rows[wrong])
+            found.append(noise[wrong])
+            rows = rows[~wrong]
         return torch.cat(found_rows), torch.cat(found)
+
+    def _limits(self, x: Tensor, valid: Valid) -> tuple[Tensor, Tensor]:
+        """The valid range of every coordinate, shut in the directions in which the threat lets it not move at all."""
+        low, high = valid_bounds(x, valid)
+        if isinstance(self.threat, L2):
+            return low, high
+        up, down = self._ways(x)
+        return torch.where(down < 0, low, x), torch.where(up > 0, high, x)
+
+    def _ways(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest moves of size one, of all coordinates up and down."""
+        one = torch.ones_like(like[:1])
+        return self.threat.steepest(one), self.threat.steepest(-one)
 
     def _allowance(self, like: Tensor) -> Tensor:
         """Relative size of every coordinate's move: one, or a feature's own allowance."""
-        one = torch.ones_like(like[:1])
-        return one if isinstance(self.threat, L2) else (self.threat.steepest(one) - self.threat.steepest(-one)) / 2
+        if isinstance(self.threat, L2):
+            return torch.ones_like(like[:1])
+        up, down = self._ways(like)
+        return (up - down) / 2
 
     def _blend(self, start: Tensor, point: Tensor, share: Tensor) -> Tensor:
         """The point brought closer: along the line (L2), or clipped to a smaller box."""
         if isinstance(self.threat, L2):
             return start + per_example(share, start) * (point - start)
         reach = per_example(share * self.threat.norm(point - start), start)
-        up, down = (self.threat.steepest(sign * torch.ones_like(start[:1])) for sign in (1, -1))
+        up, down = self._ways(start)
         return torch.clamp(point, start + reach * down, start + reach * up)
 
     def _to_boundary(self, search: Search, rows: Tensor, start: Tensor, point: Tensor, theta: float) -> Tensor:
