@@ -208,6 +208,15 @@ def test_a_learnt_patch_is_a_trigger_at_a_fixed_place():
     torch.testing.assert_close(fixed, patch.stamp(x, torch.tensor([[2.0, 5.5]]).expand(4, -1)), atol=1e-6, rtol=0)
 
 
+def test_targets_of_universal_patches_may_be_whole_numbers_of_any_type():
+    model, x, y = models.trained()
+    learn, target = UniversalPatch(Patch(2, 2), steps=3), torch.ones_like(y)
+    wide, narrow = (
+        learn.learn(model, x, y, goal=Targeted(goal), generator=seeded()) for goal in (target, target.int())
+    )
+    assert torch.equal(wide.values, narrow.values)
+
+
 def test_universal_patches_refuse_what_they_cannot_learn():
     model, x, y = trained()
     with pytest.raises(InputError, match="scale"):

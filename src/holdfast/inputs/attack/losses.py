@@ -144,7 +144,7 @@ class Aim:
 
     def pulled(self, towards: Int[Tensor, " batch"], loss: str | None = None) -> Aim:
         """The same winning condition with a loss that pulls to another class."""
-        return replace(self, towards=towards, loss=loss or self.loss)
+        return replace(self, towards=towards.long(), loss=loss or self.loss)
 
     def value(self, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
         """The loss of every example; the attack raises it."""
