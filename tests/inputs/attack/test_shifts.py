@@ -85,3 +85,36 @@ def test_bad_input_is_told():
         RotationTranslation(grid=(4, 3, 3))
     with pytest.raises(InputError, match="too small"):
         ShiftAttack(Translation(5, "zeros"))(Peep().eval(), dots((1, 1), side=4), torch.tensor([0]))
+
+
+EVERY = [ShiftAttack(Translation(1, "zeros")), RotationTranslation(grid=(3, 3, 3))]
+
+
+@pytest.mark.parametrize("attack", EVERY, ids=["shifts", "rotations"])
+def test_a_range_and_a_generator_are_taken_as_by_other_attacks(attack):
+    x, y = dots((3, 4), (0, 0)), torch.tensor([0, 0])
+    plain = attack.run(Peep().eval(), x, y)
+    ranged = attack.run(Peep().eval(), x, y.int(), valid=(0, 1), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(plain.x_adv, ranged.x_adv)
+    assert torch.equal(plain.success, ranged.success)
+    assert torch.equal(attack(Peep().eval(), x, y, valid=(0, 1), generator=None), plain.x_adv)
+
+
+@pytest.mark.parametrize("attack", EVERY, ids=["shifts", "rotations"])
+@pytest.mark.parametrize(
+    ("change", "valid", "says"),
+    [
+        (lambda m, x, y: (m.train(), x, y), None, "training mode"),
+        (lambda m, x, y: (m, x, y[:1]), None, "labels must be int64 of shape"),
+        (lambda m, x, y: (m, x, y.float()), None, "labels must be int64"),
+        (lambda m, x, y: (m, x, y + 7), None, "labels span"),
+        (lambda m, x, y: (m, x * 255, y), (0, 1), "outside the valid range"),
+        (lambda m, x, y: (m, x + torch.nan, y), None, "NaN or infinity"),
+        (lambda m, x, y: (m, x + 1, y), (1, 2), "zeros enter"),
+    ],
+    ids=["training", "length", "float", "class", "range", "nan", "zeros"],
+)
+def test_what_does_not_fit_is_refused(attack, change, valid, says, as_users_run_it):
+    model, x, y = change(Peep().eval(), dots((3, 4), (0, 0)), torch.tensor([0, 0]))
+    with pytest.raises(InputError, match=says):
+        attack.run(model, x, y, valid=valid)

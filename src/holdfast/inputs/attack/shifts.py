@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from holdfast.core.errors import InputError
-from holdfast.inputs.attack.loop import Model, check_logits, forward
+from holdfast.inputs.attack.loop import Model, as_labels, check_batch, check_logits, forward
 from holdfast.inputs.attack.losses import margin
+from holdfast.threats.base import Valid
 from holdfast.threats.places import Translation
 
 
@@ -45,13 +47,30 @@ class ShiftAttack:
     threat: Translation
 
     def __call__(
-        self, model: Model, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
+        self,
+        model: Model,
+        x: Float[Tensor, "batch channels height width"],
+        y: Int[Tensor, " batch"],
+        *,
+        valid: Valid = None,
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch channels high wide"]:
         """The first view that fools, or the clean view; smaller than x by the margin when moves reveal pixels."""
-        return self.run(model, x, y).x_adv
+        return self.run(model, x, y, valid=valid, generator=generator).x_adv
 
-    def run(self, model: Model, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]) -> ShiftRun:
-        """Everything that was found out.  Raises InputError for images too small to move, or labels that do not fit."""
+    def run(
+        self,
+        model: Model,
+        x: Float[Tensor, "batch channels height width"],
+        y: Int[Tensor, " batch"],
+        *,
+        valid: Valid = None,
+        generator: torch.Generator | None = None,
+    ) -> ShiftRun:
+        """Everything that was found out.  `generator` is not used, every move is tried.  Raises InputError for images
+        too small to move, and as `check_images`.
+        """
+        y = check_images(model, x, y, valid, zeros_enter=self.threat.edge == "zeros")
         return tried(model, [self.threat.moved(x, move) for move in self.threat.moves()], y)
 
 
@@ -72,13 +91,30 @@ class RotationTranslation:
             raise InputError(f"every count of the grid must be odd, to hold the unmoved image, got {self.grid}")
 
     def __call__(
-        self, model: Model, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]
+        self,
+        model: Model,
+        x: Float[Tensor, "batch channels height width"],
+        y: Int[Tensor, " batch"],
+        *,
+        valid: Valid = None,
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
         """The mildest view that fools, or the clean image."""
-        return self.run(model, x, y).x_adv
+        return self.run(model, x, y, valid=valid, generator=generator).x_adv
 
-    def run(self, model: Model, x: Float[Tensor, "batch channels height width"], y: Int[Tensor, " batch"]) -> ShiftRun:
-        """Everything that was found out; views are ordered from mild to wild."""
+    def run(
+        self,
+        model: Model,
+        x: Float[Tensor, "batch channels height width"],
+        y: Int[Tensor, " batch"],
+        *,
+        valid: Valid = None,
+        generator: torch.Generator | None = None,
+    ) -> ShiftRun:
+        """Everything that was found out; views are ordered from mild to wild.  `generator` is not used, every move is
+        tried.  Raises InputError as `check_images`.
+        """
+        y = check_images(model, x, y, valid, zeros_enter=True)
         return tried(model, (rotated(x, *move) if any(move) else x for move in self.moves()), y)
 
     def moves(self) -> list[tuple[float, float, float]]:
@@ -116,16 +152,32 @@ def rotated(
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
+def check_images(model: Model, x: Any, y: Any, valid: Valid, zeros_enter: bool) -> Int[Tensor, " batch"]:
+    """The labels as int64.  Raises InputError for a model in training mode, x that is no finite batch of images in the
+    valid range (None: any), labels of another length or type, or a range without the zeros that enter at the border.
+    """
+    y = as_labels(x, y)
+    if x.ndim != 4:
+        raise InputError(f"images (batch, channels, height, width) were wanted, got shape {tuple(x.shape)}")
+    check_batch(model, x, y, valid)
+    if zeros_enter and valid is not None:
+        low, high = (torch.as_tensor(end) for end in valid)
+        if bool((low > 0).any() or (high < 0).any()):
+            raise InputError(f"zeros enter at the border, but lie outside the valid range {valid}")
+    return y
+
+
 def tried(model: Model, views: Iterable[Tensor], y: Int[Tensor, " batch"]) -> ShiftRun:
     """Every view (batch, ...) of an iterable, the unmoved one first, against the model."""
     clean: Tensor | None = None
     predictions: list[Tensor] = []
     for view in views:
         logits = forward(model, view)
+        if clean is None:
+            check_logits(logits, view, y)
         wrong, gap = logits.argmax(1) != y, margin(logits, y)
         predictions.append(logits.argmax(1))
         if clean is None:
-            check_logits(logits, view, y)
             clean, x_adv, worst = view, view.clone(), gap
             fooled = torch.zeros_like(y)
             right = ~wrong
