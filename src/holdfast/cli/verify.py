@@ -51,6 +51,8 @@ def command(
         if threads < 1:
             raise InputError(f"--threads takes a positive number, got {threads}")
         torch.set_num_threads(threads)
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
     asked = Property.from_vnnlib(specification)
     model, session = _network(network)
     with _watching() as watch:
@@ -64,9 +66,9 @@ def command(
         )
     word = competition_word(verdict)
     text = word + "\n" + (counterexample_text(verdict) if word == "sat" else "")
+    click.echo(json.dumps(_record(verdict, word)) if as_json else text, nl=as_json)
     if out is not None:
         out.write_text(text)
-    click.echo(json.dumps(_record(verdict, word)) if as_json else text, nl=as_json)
     return EXIT[word]
 
 

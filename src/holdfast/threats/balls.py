@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from jaxtyping import Float
@@ -32,8 +33,11 @@ from holdfast.threats.geometry import l1_fill, l1_threshold, l2_reach, l2_scale
 from holdfast.threats.wording import number
 
 
-def positive_size(value: Size, what: str) -> float | Tensor:
-    """`value` as a float, or as a tensor of sizes of which at least one is positive."""
+def positive_size(value: Size, what: str, single: bool = False) -> float | Tensor:
+    """`value` as a float, or (unless `single`) as a tensor of sizes of which at least one is positive."""
+    if not isinstance(value, (Real, Tensor)) or (single and isinstance(value, Tensor)):
+        wanted = "a number" if single else "a number, or a tensor with one for every input value"
+        raise InputError(f"{what} must be {wanted}, got {value!r}; write e.g. 8/255 for pixels in [0, 1]")
     sizes = torch.as_tensor(value, dtype=torch.float64)
     if not bool(torch.isfinite(sizes).all()) or bool((sizes < 0).any()) or not bool((sizes > 0).any()):
         raise InputError(f"{what} must be positive and finite, got {value}; write e.g. 8/255 for pixels in [0, 1]")
@@ -205,7 +209,7 @@ class L2(Threat):
     eps: float | int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eps", positive_size(self.eps, "eps of an L2 threat"))
+        object.__setattr__(self, "eps", positive_size(self.eps, "eps of an L2 threat", single=True))
 
     @property
     def radius(self) -> float:
@@ -269,7 +273,7 @@ class L1(Threat):
     eps: float | int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eps", positive_size(self.eps, "eps of an L1 threat"))
+        object.__setattr__(self, "eps", positive_size(self.eps, "eps of an L1 threat", single=True))
 
     @property
     def radius(self) -> float:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from holdfast.core.errors import InputError, UnsupportedError
@@ -368,3 +372,190 @@ def test_balls_beat_their_enclosing_box():
     for threat in (L1(0.3), L2(0.3)):
         ball, box = (bounds(graph, Region(x, t), method="ibp").width.mean() for t in (threat, Linf(0.3)))
         assert ball < box / 2
+
+
+def cancelling():
+    """A network whose float32 pass gives class 1 where exact arithmetic gives class 0 by 0.75."""
+    model = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[0].bias.fill_(2.0**30)
+        model[2].weight.copy_(torch.tensor([[1.0], [0.0]]))
+        model[2].bias.copy_(torch.tensor([-(2.0**30), 0.25]))
+    return model
+
+
+def test_a_label_that_the_running_model_does_not_give_is_not_certified():
+    model, x = cancelling(), torch.tensor([[0.5, 0.5]])
+    assert model(x).argmax() == 1
+    found = certify(model, x, torch.tensor([0]), Linf(0.1))
+    assert found.margin > 0.5  # true of the exact function
+    assert not found.certified
+    assert certify(model, x, torch.tensor([0]), Linf(0.1), deployed="float32").margin < 0
+
+
+@given(seed=st.integers(0, 2**32 - 1), size=st.sampled_from([1.0, 1e3, 1e6]), method=st.sampled_from(["ibp", "crown"]))
+def test_what_runs_in_float32_stays_within_its_bounds(seed, size, method):
+    generator = torch.Generator().manual_seed(seed)
+    layers = [nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 4)]
+    model = drawn(nn.Sequential(*layers), seed)
+    graph = capture(model, torch.rand(1, 1, 8, 8))
+    with torch.no_grad():
+        model[0].bias += size * torch.randn(3, generator=generator)
+        model[5].bias -= model(torch.full((1, 1, 8, 8), 0.5))[0]  # large terms that nearly cancel
+    x = torch.rand(2, 1, 8, 8, generator=generator)
+    threat = Linf(1e-3)
+    region = Region(x.double(), threat)
+    exact, safe = (bounds(graph, region, method=method, rounding="outward", deployed=d) for d in (None, "float32"))
+    assert (safe.lower < exact.lower).all()
+    assert (safe.upper > exact.upper).all()
+    points = x + 0.999e-3 * (2 * torch.rand(50, *x.shape, generator=generator) - 1)
+    outputs = torch.stack([model(point) for point in points]).double()
+    assert (outputs >= safe.lower).all()
+    assert (outputs <= safe.upper).all()
+
+
+def test_what_float32_evaluates_by_approximation_is_not_covered():
+    model = drawn(nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2)), 0)
+    with pytest.raises(UnsupportedError, match="Smooth"):
+        certify(model, torch.rand(1, 3), torch.tensor([0]), Linf(0.1), deployed="float32")
+    with pytest.raises(InputError, match="float64"):
+        bounds(model, Region(torch.rand(1, 3), Linf(0.1)), rounding="outward", deployed="float32")
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.485, 0.229), (0.456, 0.224), (0.406, 0.225), (0.1307, 0.3081)])
+def test_data_scaled_in_float32_may_touch_the_ends_of_their_range(mean, std):
+    model = drawn(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), 0)
+    x = (torch.tensor([[0.0, 1.0, 0.5]]) - mean) / std
+    valid = ((0 - mean) / std, (1 - mean) / std)
+    found = certify(model, x, model(x).argmax(1), Linf(1e-4), valid, "crown")
+    assert found.certified
+    for given_x in (x, x.double()):
+        low, high = Region(given_x, Linf(1e-4), valid).interval()
+        assert (low <= given_x).all()
+        assert (given_x <= high).all()
+    with pytest.raises(InputError, match="outside the valid range"):
+        Region(x + 1e-4, Linf(1e-4), valid)
+
+
+def test_a_time_budget_gives_what_cheaper_methods_found(monkeypatch):
+    model = drawn(nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 2)), 3, 1.4)
+    x = torch.rand(40, 12, generator=torch_generator(0, "budget"))
+    y, threat = model(x).argmax(1), Linf(0.02)
+    full = certify(model, x, y, threat, method="alpha-crown")
+    patient = certify(model, x, y, threat, method="alpha-crown", budget_s=600)
+    assert (patient.certified >= full.certified).all()
+    moments = iter([1.0] * 3 + [0.0] * 100)  # time for intervals on all forty, sixteen at once, and for nothing else
+    monkeypatch.setattr("holdfast.inputs.bounds.search.Deadline.left", property(lambda self: next(moments)))
+    hasty = certify(model, x, y, threat, method="alpha-crown", budget_s=1)
+    assert torch.equal(hasty.margin, certify(model, x, y, threat, method="ibp").margin)
+    assert 0 < hasty.certified.sum() < full.certified.sum()
+    with pytest.raises(InputError, match="budget"):
+        certify(model, x, y, threat, budget_s=0)
+
+
+def test_clamped_layers_of_a_ball_are_no_looser_than_intervals():
+    layer = drawn(nn.Linear(5, 3), 4)
+
+    class Clamps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.layer(x)
+            return z.clamp(-0.2, 0.3) + nn.functional.relu6(z) + nn.functional.hardtanh(z)
+
+    region = Region(torch.rand(4, 5, generator=torch_generator(4, "clamps")), L2(0.3))
+    ibp, crown = (bounds(Clamps().eval(), region, method=method) for method in ("ibp", "crown"))
+    assert (crown.lower >= ibp.lower - 1e-6).all()
+    assert (crown.upper <= ibp.upper + 1e-6).all()
+
+
+def _in_place(h: Tensor) -> Tensor:
+    h = h.clone()
+    h[:, 0] = 0.5
+    h[:, 1].zero_()
+    return h
+
+
+FURTHER = {
+    "smallest along an axis": lambda h: h.view(-1, 3, 4).min(1).values,
+    "differences": lambda h: h.diff(dim=1),
+    "lower triangle": lambda h: h.view(-1, 3, 4).tril().flatten(1),
+    "upper triangle": lambda h: h.view(-1, 3, 4).triu(1).flatten(1),
+    "windows": lambda h: h.unfold(1, 4, 2).flatten(1),
+    "constants put in": _in_place,
+    **{
+        f"{mode} padding": lambda h, mode=mode: nn.functional.pad(h.view(-1, 1, 3, 4), (1, 2, 1, 0), mode).flatten(1)
+        for mode in ("circular", "reflect", "replicate")
+    },
+}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+@pytest.mark.parametrize("method", ["ibp", "crown", "alpha-crown"])
+def test_no_point_leaves_the_bounds_of_further_operators(name, method):
+    class Further(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter = nn.Linear(6, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return FURTHER[name](torch.relu(self.enter(x)))
+
+    model, generator = drawn(Further(), 1), torch_generator(1, "further")
+    x = torch.rand(2, 6, generator=generator)
+    found = bounds(model, Region(x, Linf(0.2)), method=method)
+    points = x + 0.2 * (2 * torch.rand(300, 2, 6, generator=generator) - 1)
+    outputs = torch.stack([model(point).flatten(1) for point in points])
+    assert (outputs >= found.lower - 1e-5).all()
+    assert (outputs <= found.upper + 1e-5).all()
+    assert found.width.mean() < 1.5
+
+
+def test_unsupported_asks_the_model_what_its_inputs_look_like():
+    class Sorting(nn.Module):
+        input_shape = (4,)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sort(1).values
+
+    assert "sort" in unsupported(Sorting())[0]
+    with pytest.raises(InputError, match="example"):
+        unsupported(nn.Linear(2, 2))
+
+
+WRONG = """
+import torch
+from torch import nn
+from holdfast.core.errors import InputError
+from holdfast.inputs.bounds import Region, bounds, certify
+from holdfast.threats import L0, L1, L2, Linf
+
+model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+x, y = torch.rand(2, 3), torch.tensor([0, 1])
+for wrong, words in (
+    (lambda: bounds(model, Region(x, Linf(0.1)), rounding="outwards"), "rounding"),
+    (lambda: bounds(model, Region(x, Linf(0.1)), targets=y), "targets"),
+    (lambda: bounds(model, Region(x, Linf(0.1)), targets=y[:, None].float()), "targets"),
+    (lambda: certify(model, x, y, L0(1)), "valid range"),
+    (lambda: certify(model, x, y, Linf(torch.rand(5))), "does not fit"),
+    (lambda: certify(model, x[0], y, Linf(0.1)), "shape"),
+    (lambda: certify(model, x, y.float(), Linf(0.1)), "integers"),
+    (lambda: L2(torch.rand(3)), "must be a number"),
+    (lambda: L1(torch.rand(3)), "must be a number"),
+    (lambda: Linf("8/255"), "must be a number"),
+):
+    try:
+        wrong()
+    except InputError as error:
+        assert words in str(error), (words, str(error))
+    else:
+        raise AssertionError(words)
+"""
+
+
+def test_what_does_not_fit_is_named():
+    # In a process of its own: the type hook of the tests refuses most of it before the door does.
+    subprocess.run([sys.executable, "-c", WRONG], check=True)

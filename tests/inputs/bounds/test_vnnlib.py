@@ -1,15 +1,18 @@
 """Property files are read as the competition reads them."""
 
 import gzip
+from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.core.errors import InputError
 from holdfast.inputs.bounds.vnnlib import Property
 from holdfast.papers.datasets import data_folder
+from holdfast.threats import Linf
 
 HEAD = "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(declare-const Y_1 Real)\n"
 BOX = "(assert (<= X_0 1))(assert (>= X_0 -1))(assert (<= X_1 2.5))(assert (>= X_1 0))\n"
@@ -116,3 +119,25 @@ def test_a_damaged_archive_is_named(tmp_path):
     path.write_bytes(gzip.compress(b"(assert true)" * 100)[:-12])
     with pytest.raises(InputError, match=r"p\.vnnlib\.gz: cannot be read"):
         Property.from_vnnlib(path)
+
+
+def test_properties_that_multiply_or_nest_without_end_are_refused(tmp_path):
+    many = "".join(f"(assert (or (>= Y_0 {k}) (>= Y_1 {k})))" for k in range(40))
+    with pytest.raises(InputError, match="cases"):
+        read(tmp_path, HEAD + BOX + many)
+    inside = " ".join(f"(or (>= Y_0 {k}) (>= Y_1 {k}))" for k in range(40))
+    with pytest.raises(InputError, match="cases"):
+        read(tmp_path, HEAD + BOX + f"(assert (and {inside}))")
+    with pytest.raises(InputError, match="nest"):
+        read(tmp_path, HEAD + BOX + "(assert " + "(and " * 5000 + "(>= Y_0 0)" + ")" * 5001)
+
+
+def test_a_margins_box_holds_the_exact_ball():
+    x, eps = torch.tensor([0.1, 0.7], dtype=torch.float64), 0.1
+    (part,) = Property.margin(x, 0, Linf(eps)).unsafe(2)
+    for value, low, high in zip(x.tolist(), part.lower, part.upper):
+        assert Fraction(low) <= Fraction(value) - Fraction(eps)
+        assert Fraction(high) >= Fraction(value) + Fraction(eps)
+    (cut,) = Property.margin(torch.tensor([0.0, 1.0]), 0, Linf(eps), (0.0, 1.0)).unsafe(2)
+    assert cut.lower[0] == 0.0
+    assert cut.upper[1] == 1.0

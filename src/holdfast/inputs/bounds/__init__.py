@@ -5,6 +5,7 @@ from holdfast.inputs.bounds.graph import Graph, capture, unsupported
 from holdfast.inputs.bounds.region import BoundCertificates, Bounds, Region, margin_spec
 from holdfast.inputs.bounds.verify import Counterexample, Unknown, Verdict, Verified, minimum, verify
 from holdfast.inputs.bounds.vnnlib import Property
+from holdfast.inputs.bounds.weights import WeightPerturbation, weight_bounds
 
 __all__ = [
     "METHODS",
@@ -18,6 +19,7 @@ __all__ = [
     "Unknown",
     "Verdict",
     "Verified",
+    "WeightPerturbation",
     "bounds",
     "capture",
     "certify",
@@ -25,4 +27,5 @@ __all__ = [
     "minimum",
     "unsupported",
     "verify",
+    "weight_bounds",
 ]

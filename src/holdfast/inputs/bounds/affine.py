@@ -100,12 +100,16 @@ class Move(Affine):
         aten.repeat_interleave.self_int,
         aten.upsample_nearest1d.vec,
         aten.upsample_nearest2d.vec,
+        aten.unfold.default,
+        aten.pad.default,
     )
 
     has_offset: ClassVar[bool] = True  # joined or overwritten constants
 
     @classmethod
     def objection(cls, call: Call) -> str | None:
+        if call.target is aten.pad.default and call.argument("mode", "constant") == "constant":
+            return "padding by a constant"
         if "index" in str(call.target) and any(isinstance(part, Operand) for part in call.args[1]):
             return "an index that depends on the input"
         return None

@@ -162,6 +162,39 @@ def smallest(x: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
     return -(-x).amax(dim, keepdim)
 
 
+def smallest_along(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    found = (-x).max(dim, keepdim)
+    return -found.values, found.indices
+
+
+def differences(
+    x: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None
+) -> Tensor:
+    if prepend is not None or append is not None:
+        return NotImplemented
+    for _ in range(n):
+        x = x.narrow(dim, 1, x.shape[dim] - 1) - x.narrow(dim, 0, x.shape[dim] - 1)
+    return x
+
+
+def _offsets(x: Tensor) -> Tensor:
+    """Column less row of every entry of the last two axes."""
+    rows, columns = (torch.arange(size, device=x.device) for size in x.shape[-2:])
+    return columns - rows[:, None]
+
+
+def lower_triangle(x: Tensor, diagonal: int = 0) -> Tensor:
+    return x * (_offsets(x) <= diagonal).to(x.dtype)
+
+
+def upper_triangle(x: Tensor, diagonal: int = 0) -> Tensor:
+    return x * (_offsets(x) >= diagonal).to(x.dtype)
+
+
+def filled(x: Tensor, value: Any = 0.0) -> Tensor:
+    return x * 0.0 + value
+
+
 def prelu(x: Tensor, weight: Tensor) -> Tensor:
     slope = weight if weight.numel() == 1 else weight.reshape(1, -1, *(1,) * (x.ndim - 2))
     return torch.relu(x) - slope * torch.relu(-x)
@@ -300,6 +333,14 @@ def table() -> dict[Any, Callable[..., Any]]:
         aten.var.dim: variance_unbiased,
         aten.std.dim: deviation_unbiased,
         aten.amin.default: smallest,
+        aten.min.default: smallest,
+        aten.min.dim: smallest_along,
+        aten.diff.default: differences,
+        aten.tril.default: lower_triangle,
+        aten.triu.default: upper_triangle,
+        aten.fill.Scalar: filled,
+        aten.fill.Tensor: filled,
+        aten.zero.default: filled,
         aten.prelu.default: prelu,
         aten.hardsigmoid.default: hardsigmoid,
         aten.relu6.default: relu6,

@@ -180,8 +180,17 @@ def capture(
     return graph
 
 
-def unsupported(model: nn.Module, example: Float[Tensor, "batch *shape"]) -> list[str]:
-    """Every operator of `model` that has no bounding rule, each with its source line; empty when bounds will work."""
+def unsupported(model: nn.Module, example: Float[Tensor, "batch *shape"] | None = None) -> list[str]:
+    """Every operator of `model` that has no bounding rule, each with its source line; empty when bounds will work.
+
+    Without an example the model's `input_shape` says what inputs look like; InputError when it has none.
+    """
+    if example is None:
+        shape = getattr(model, "input_shape", None)
+        if shape is None:
+            raise InputError("the model does not say what its inputs look like; pass an example, unsupported(model, x)")
+        parameter = next(model.parameters(), torch.zeros(()))
+        example = torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device)
     return _capture(model, example)[1]
 
 

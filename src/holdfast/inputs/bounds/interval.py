@@ -138,7 +138,7 @@ class Propagation:
     def size(self, position: int) -> Tensor:
         """Bound on the absolute terms that make up the value at `position` (see `rounding`)."""
         if position not in self._sizes:
-            self._sizes[position] = self._size(position)
+            self._sizes[position] = self._size(position) + self.rounding.floor
         return self._sizes[position]
 
     def _size(self, position: int) -> Tensor:

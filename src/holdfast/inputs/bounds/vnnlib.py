@@ -15,9 +15,10 @@ Source: VNN-LIB standard (Demarchi, Guidotti, Pulina, Tacchella, 2023) and the r
 from __future__ import annotations
 
 import gzip
+import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,10 @@ from holdfast.threats.base import Threat, Valid
 _TOKEN = re.compile(r"\(|\)|[^\s()]+")
 _VARIABLE = re.compile(r"^([XY])_(\d+)$")
 _FLIPPED = {">=": "<=", ">": "<"}
+
+#: Cases of a property in disjunctive normal form, and nesting of parentheses, beyond which a file is refused.
+MOST_CASES = 100_000
+DEEPEST = 200
 
 Tree = str | list[Any]  # an S-expression: a word, or a list of S-expressions
 
@@ -132,6 +137,10 @@ class Property:
             raise InputError(f"a label must not be negative, got {y}")
         region = Region(x.detach().cpu().double()[None], threat, valid)
         lower, upper = (end.flatten().numpy() for end in region.interval())
+        free_lower, free_upper = (end.flatten().numpy() for end in replace(region, valid=None).interval())
+        # x - eps and x + eps were rounded; ends that the valid range cuts were not.
+        lower = np.where(lower > free_lower, lower, np.nextafter(lower, -np.inf))
+        upper = np.where(upper < free_upper, upper, np.nextafter(upper, np.inf))
         return cls((), name=f"margin of class {y}", margins=(Margin(lower, upper, y),), shape=tuple(x.shape))
 
 
@@ -166,6 +175,11 @@ def _disjuncts(text: str, name: str) -> Iterator[Disjunct]:
     for kind, indices in declared.items():
         if indices != set(range(len(indices))) or not indices:
             raise InputError(f"{name}: variables {kind}_0, {kind}_1, ... must be declared without gaps")
+    if math.prod(len(clauses) for clauses in choices) > MOST_CASES:
+        raise InputError(
+            f"{name}: its `or`s multiply to more than {MOST_CASES:,} cases; state them as one `or` of `and`s, or split "
+            "the property"
+        )
     for combination in product(*choices):
         rows = [*shared, *(row for clause in combination for row in clause)]
         yield from _disjunct(rows, len(declared["X"]), len(declared["Y"]), name)
@@ -204,6 +218,10 @@ def _trees(text: str, name: str) -> Iterator[Tree]:
         for token in _TOKEN.findall(line.partition(";")[0]):
             if token == "(":
                 stack.append([])
+                if len(stack) > DEEPEST:
+                    raise InputError(
+                        f"{name}: parentheses nest deeper than {DEEPEST}; this is not a property to verify"
+                    )
             elif token != ")":
                 stack[-1].append(token)
             elif len(stack) == 1:
@@ -221,7 +239,10 @@ def _clauses(formula: Tree, declared: dict[str, set[int]], name: str) -> list[li
     """Disjunctive normal form of `formula`: a list of conjunctions."""
     match formula:
         case ["and", *parts]:
-            combined = product(*(_clauses(part, declared, name) for part in parts))
+            cases = [_clauses(part, declared, name) for part in parts]
+            if math.prod(len(clauses) for clauses in cases) > MOST_CASES:
+                raise InputError(f"{name}: an `and` of `or`s multiplies to more than {MOST_CASES:,} cases")
+            combined = product(*cases)
             return [[row for clause in clauses for row in clause] for clauses in combined]
         case ["or", *parts] if parts:
             return [clause for part in parts for clause in _clauses(part, declared, name)]
