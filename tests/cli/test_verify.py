@@ -113,6 +113,7 @@ def test_time_that_does_not_suffice_is_said(question, monkeypatch, capsys):
         (("NET", "none.vnnlib"), "none.vnnlib"),
         (("NET", "PROPERTY", "--budget", "0"), "budget must be positive"),
         (("NET", "PROPERTY", "--threads", "0"), "--threads takes a positive number"),
+        (("NET", "PROPERTY", "--out", "/nowhere/verdict.txt"), "there is no folder"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(question, monkeypatch, capsys, arguments, words):
