@@ -21,6 +21,12 @@ settings.register_profile("explore", settings.get_profile("holdfast"), derandomi
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "holdfast"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Layers that a test makes have the same weights every time, whatever ran before in the process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def unannotated():
     """Annotations are not checked, as in a program of a user: what is refused then, the code itself refuses."""

@@ -95,10 +95,10 @@ def test_scores_are_those_of_the_windows():
 
 
 def test_the_majority_of_independent_keys_wins_and_ties_go_by_softmax():
-    x, model = noise(60, 10), nn.Sequential(nn.Flatten(), nn.Linear(100, 3)).eval()
+    x, model = noise(1000, 10), nn.Sequential(nn.Flatten(), nn.Linear(100, 3)).eval()
     single = torch.stack([CropSelection(model, 6, key=key)(x).softmax(1) for key in (0, 1, 2)])
     voted = CropSelection(model, 6, votes=3)(x).exp()
-    torch.testing.assert_close(voted.sum(1), torch.ones(60))
+    torch.testing.assert_close(voted.sum(1), torch.ones(1000))
     answers = single.argmax(2)
     majority, counts = answers.mode(0).values, torch.nn.functional.one_hot(answers, 3).sum(0)
     clear = counts.amax(1) > 1
