@@ -422,6 +422,24 @@ def test_what_runs_in_float32_stays_within_its_bounds(seed, size, method):
     assert (outputs <= safe.upper).all()
 
 
+@pytest.mark.parametrize("deployed", [None, torch.float32])
+def test_a_pass_from_a_value_covers_how_float32_rounds_that_value(deployed):
+    model, x = drawn(nn.Sequential(nn.Linear(4, 16), nn.ReLU()), 0), torch.rand(1, 4)
+    with torch.no_grad():
+        model[0].bias += 1e6
+    graph = capture(model, x)
+    state = Propagation(
+        graph.bind(torch.float64, x.device),
+        Region(x.double(), Linf(1e-9)),
+        Rounding(True, graph.longest_sum, deployed),
+    )
+    state.advance()
+    found = Pass(state, slice(None), both=True).run_units(1, torch.arange(16)[None])
+    value = model[0](x).detach().double()
+    within = (found.lower <= value) & (value <= found.upper)
+    assert within.all() == (deployed is not None)  # exact arithmetic gives another value
+
+
 def test_what_float32_evaluates_by_approximation_is_not_covered():
     model = drawn(nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2)), 0)
     with pytest.raises(UnsupportedError, match="Smooth"):

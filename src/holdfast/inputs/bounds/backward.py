@@ -113,6 +113,9 @@ class Pass:
             self.pending[start] = units(index, like)
             return self._finish(start)
         self.pending[node.inputs[0]] = shortcut
+        if self.state.rounding.deployed is not None:
+            # The rows are exact, so nothing else is charged here; the deployed program rounds this value all the same.
+            self.charge = self.charge + self.state.size(start)[self.examples].flatten(1).gather(1, index)
         if operator.has_offset:
             self.bias = self.bias + operator.offset().flatten()[index]
         return self._finish(node.inputs[0])
